@@ -1,0 +1,55 @@
+"""Run notebooks and store their outputs, leaving out what is flagged: `make notebooks` calls this.
+
+    python data_scripts/execute_notebooks.py [nbs/00_geometry.ipynb ...]     (none: all of them)
+
+Cells flagged `eval: false` or with one of the `tst_flags` of settings.ini are not run and keep the outputs they have.
+A notebook whose run fails is left as it was, and the exit code is 1."""
+import os
+import re
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from execnb.nbio import read_nb, write_nb
+from execnb.shell import CaptureShell
+from nbdev.config import get_config
+
+
+def flagged(cell, flags):
+    "Is the cell one that an ordinary run leaves out?"
+    directives = re.findall(r"^\s*#\s*\|\s*(.+?)\s*$", cell.source, flags=re.M)
+    return any(re.fullmatch(r"eval\s*:\s*false", d) or set(d.split()) & flags for d in directives)
+
+
+def execute(path, flags):
+    "Run one notebook from its own folder and store its outputs; returns the seconds it took."
+    start, nb, shell = time.perf_counter(), read_nb(path), CaptureShell(mpl_format="png")
+    here = Path.cwd()
+    os.chdir(path.parent)
+    try:
+        shell.run_all(nb, exc_stop=True, preproc=lambda cell: cell.cell_type == "code" and flagged(cell, flags))
+    finally:
+        os.chdir(here)
+    write_nb(nb, path)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    flags = set(get_config().tst_flags.split())
+    paths = [Path(p).resolve() for p in sys.argv[1:]] or sorted(
+        p for p in Path("nbs").resolve().rglob("*.ipynb") if not p.name.startswith((".", "_")) and ".ipynb_checkpoints" not in p.parts)
+    failed = []
+    for path in paths:
+        pid = os.fork()                     # a process each: no state passes from one notebook to the next
+        if pid == 0:
+            try:
+                print(f"{path.name}: {execute(path, flags):.1f} s", flush=True)
+            except BaseException as e:
+                traceback.print_exception(e)
+                print(f"{path.name}: failed", file=sys.stderr, flush=True)
+                os._exit(1)
+            os._exit(0)
+        if os.waitpid(pid, 0)[1]:
+            failed.append(path.name)
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
