@@ -277,7 +277,7 @@ class SegmentPool(nn.Module):
         if pool not in ("attention", "mean"): raise ValueError(f'pool must be "attention" or "mean"; got {pool!r}')
         if d_model % n_queries: raise ValueError(f"d_model={d_model} must be a multiple of n_queries={n_queries}")
         self.norm = nn.LayerNorm(d_model)
-        self.logits = nn.Linear(d_model, n_queries) if pool == "attention" else None
+        self.logits = nn.Linear(d_model, n_queries, bias=False) if pool == "attention" else None    # softmax would cancel a bias
         self.value = nn.Linear(d_model, d_model) if pool == "attention" else None
 
     def forward(self, x:Tensor, layout) -> Tensor: # (T, C) -> (N, C), as the segments were given

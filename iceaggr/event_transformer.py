@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .attention import Block, GroupedLayout, PackedLayout, SegmentPool
 from .direction import vector_to_angles
-from .features import DOMEncoder, sensor_table
+from .features import DOMEncoder, event_centre, sensor_table
 from .geometry import Geometry
 from .packing import event_time_reference
 
@@ -88,7 +88,10 @@ class EventTransformer(nn.Module):
         check_doms(dom_embeddings, dom_ids, dom_to_event_idx, batch_size, dom_features, len(self.sensors))
         counts = torch.bincount(dom_to_event_idx, minlength=batch_size)
         if not (counts > 0).all(): raise ValueError(f"event {int(counts.argmin())} of the batch has no DOMs")
-        time = None if dom_features is None else event_time_reference(dom_features[:, 0], dom_features[:, 1], dom_to_event_idx, batch_size)
+        sensors = self.sensors[dom_ids].float()
+        if dom_features is not None:                       # of all DOMs, before any budget
+            time = event_time_reference(dom_features[:, 0], dom_features[:, 1], dom_to_event_idx, batch_size)
+            centre = event_centre(sensors[:, :3], dom_features[:, 1], dom_to_event_idx, batch_size)
         keep = torch.argsort(dom_to_event_idx, stable=True)
         if int(counts.max()) > self.max_doms:
             if dom_features is None: raise ValueError(f"an event has {int(counts.max())} DOMs, more than max_doms={self.max_doms}; choosing among them needs dom_features")
@@ -97,9 +100,10 @@ class EventTransformer(nn.Module):
             keep = keep[torch.argsort(dom_to_event_idx[keep], stable=True)]
         event = dom_to_event_idx[keep]
         x = self.embed(dom_embeddings[keep].to(self.embed.weight.dtype))
-        x = x + self.encoder(self.sensors[dom_ids[keep]], None if dom_features is None else dom_features[keep], None if time is None else time[event])
-        v = self.head(self.attend(x, event, counts.clamp(max=self.max_doms)))
-        return (v * (1 + v.norm(dim=-1, keepdim=True))).float() if v.dtype != torch.float64 else v * (1 + v.norm(dim=-1, keepdim=True))
+        x = x + (self.encoder(sensors[keep]) if dom_features is None else self.encoder(sensors[keep], dom_features[keep], time[event], centre[event]))
+        x = self.attend(x, event, counts.clamp(max=self.max_doms))
+        with torch.autocast(x.device.type, enabled=False): v = self.head(x.to(self.embed.weight.dtype))   # three digits of bfloat16 are 0.2 degrees
+        return v * (1 + v.norm(dim=-1, keepdim=True))
 
     def attend(self,
         x:Tensor, # (D, d_model) sorted by event

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'ModelSettings', 'model_settings', 'frame_to_events', 'align_times', 'event_batches',
-           'HierarchicalTransformer', 'to_device', 'prediction_table', 'save_weights', 'pile_up']
+           'HierarchicalTransformer', 'predict_dataset', 'to_device', 'prediction_table', 'save_weights', 'pile_up']
 
 # %% ../nbs/10_model.ipynb #2e02c5e6
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+import iceaggr
 from .accumulator import EventAccumulator
 from .direction import vector_to_angles, vmf_quantile
 from .dom_transformer import DOMTransformer
@@ -203,19 +205,39 @@ class HierarchicalTransformer(nn.Module):
     @classmethod
     def from_pretrained(cls, name:str, device="cpu") -> "HierarchicalTransformer":
         "A model that comes with the package."
-        folder = Path(__file__).parent / "pretrained"
+        folder = Path(iceaggr.__file__).parent / "pretrained"
         if not (folder / f"{name}.safetensors").exists():
             have = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none in this version; train one with `iceaggr train`"
             raise FileNotFoundError(f"no pretrained model {name!r}; available: {have}")
         return cls.load(folder / f"{name}.safetensors", device)
 
 # %% ../nbs/10_model.ipynb #44e20482
+def predict_dataset(
+    model:HierarchicalTransformer,
+    dataset, # IceCubeDataset
+    max_pulses:int=32_768, # pulses a batch
+    workers:int=0, # processes that load
+    progress:bool=True,
+    precision:str="float32", # or "bfloat16": autocast
+) -> pd.DataFrame: # as of `predict`, one row an event in the data set's order
+    "Directions of all events of a data set, file after file."
+    edges, total = [0], np.cumsum(dataset.n_pulses)
+    while edges[-1] < len(dataset):
+        done = total[edges[-1] - 1] if edges[-1] else 0
+        edges.append(max(int(np.searchsorted(total, done + max_pulses, side="right")), edges[-1] + 1))
+    lists = [list(range(a, b)) for a, b in zip(edges[:-1], edges[1:])]
+    collate = functools.partial(collate_dom_packing, max_seq_len=model.settings.max_seq_len)
+    loader = torch.utils.data.DataLoader(dataset, batch_sampler=lists, collate_fn=collate, num_workers=workers)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        return model.predict(tqdm(loader, "predict", unit="batch", disable=not progress))
+
+# %% ../nbs/10_model.ipynb #98237705
 def to_device(x, device):
     "A batch on another device."
     if isinstance(x, Tensor): return x.to(device, non_blocking=True)
     return {k: to_device(v, device) for k, v in x.items()} if isinstance(x, dict) else x
 
-# %% ../nbs/10_model.ipynb #98237705
+# %% ../nbs/10_model.ipynb #88c57c87
 def prediction_table(
     event_ids:Tensor, # (B,)
     vector:Tensor, # (B, 3) direction times kappa
@@ -226,7 +248,7 @@ def prediction_table(
     return pd.DataFrame(dict(event_id=event_ids.cpu().numpy(), azimuth=azimuth.numpy(), zenith=zenith.numpy(), kappa=kappa.numpy(),
                              r68=np.degrees(vmf_quantile(kappa, 0.68).numpy())))
 
-# %% ../nbs/10_model.ipynb #88c57c87
+# %% ../nbs/10_model.ipynb #fcdd4e68
 def save_weights(
     state:dict, # state dict of a model
     settings:ModelSettings, # its settings
@@ -240,7 +262,7 @@ def save_weights(
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/10_model.ipynb #b0ea5997
+# %% ../nbs/10_model.ipynb #3de4e508
 def pile_up(
     events, # events to take pulses from
     n_pulses:int=150_000, # pulses of the result

@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'MIXES', 'RADIUS', 'HALF_HEIGHT', 'LEAD', 'NUCLEON_MASS', 'ION_LOSS', 'HARD', 'SOFT', 'MAX_LENGTH', 'SHALLOW',
-           'SHALLOW_Z', 'PHASE_INDEX', 'GROUP_INDEX', 'COS_C', 'SIN_C', 'TAN_C', 'LIGHT_PER_METRE', 'METRES_PER_GEV',
-           'SECONDARIES', 'SCATTERING_SCALE', 'ABSORPTION_SCALE', 'CASCADE_SHAPE', 'CASCADE_NORM', 'FORWARD',
-           'ACCEPTANCE', 'PANDEL_LAMBDA', 'PANDEL_TAU', 'SMALL_ANGLE', 'PANDEL_ICE', 'JITTER', 'MAX_PE', 'MAX_DRAWN',
-           'MIN_MU', 'END_FADE', 'NOISE_RATE', 'NOISE_FOLLOWERS', 'NOISE_GAP', 'LATE_SHARE', 'AFTER_SHARE', 'SPE',
-           'CHARGE_STEP', 'LAUNCH', 'THRESHOLD', 'STAMP', 'MERGE', 'HLC_WINDOW', 'SMT', 'SMT_WINDOW', 'BEFORE', 'AFTER',
-           'TRIGGER_TIME', 'SPAN', 'CHUNK', 'TRUTH_COLUMNS', 'CANDIDATES', 'DEAD_DOMS', 'VERSION', 'power_law',
-           'isotropic', 'tilt', 'came_from', 'cylinder_entry', 'sample_neutrinos', 'loss_rates', 'propagate_muons',
-           'muon_length', 'LayeredIce', 'diffusion_lengths', 'point_fluence', 'track_fluence', 'cascade_profile',
-           'dom_acceptance', 'track_time', 'pandel_scale', 'small_angle_delay', 'track_delay', 'cascade_delay',
-           'Detector', 'pairs_within', 'point_pairs', 'track_pairs', 'shower_maximum', 'cascade_light', 'draw_photons',
-           'muon_light', 'hadronic_light', 'event_light', 'noise_hits', 'spe_charge', 'late_pulses', 'find_launches',
-           'local_coincidence', 'smt_trigger', 'read_out', 'detect', 'bright_neutrino', 'truth_table',
-           'triggered_events', 'simulate_chunk', 'make_detector', 'simulate_events', 'pulse_frame', 'chunks_in_order',
-           'write_table', 'write_batch', 'claim_folder', 'write_settings', 'simulate_dataset', 'write_batches',
-           'demo_dataset']
+           'SHALLOW_Z', 'PHASE_INDEX', 'GROUP_INDEX', 'COS_C', 'SIN_C', 'TAN_C', 'LIGHT_PER_METRE', 'NEAR',
+           'METRES_PER_GEV', 'SECONDARIES', 'SCATTERING_SCALE', 'ABSORPTION_SCALE', 'FORWARD', 'CASCADE_SHAPE',
+           'CASCADE_NORM', 'ACCEPTANCE', 'PANDEL_LAMBDA', 'PANDEL_TAU', 'SMALL_ANGLE', 'PANDEL_ICE', 'JITTER', 'MAX_PE',
+           'MAX_DRAWN', 'MIN_MU', 'END_FADE', 'NOISE_RATE', 'NOISE_FOLLOWERS', 'NOISE_GAP', 'LATE_SHARE', 'AFTER_SHARE',
+           'SPE', 'CHARGE_STEP', 'LAUNCH', 'THRESHOLD', 'STAMP', 'MERGE', 'HLC_WINDOW', 'SMT', 'SMT_WINDOW', 'BEFORE',
+           'AFTER', 'TRIGGER_TIME', 'SPAN', 'CHUNK', 'TRUTH_COLUMNS', 'CANDIDATES', 'BRIGHT', 'DEAD_DOMS', 'VERSION',
+           'power_law', 'isotropic', 'tilt', 'came_from', 'cylinder_entry', 'sample_neutrinos', 'loss_rates',
+           'propagate_muons', 'muon_length', 'LayeredIce', 'diffusion_lengths', 'near_light', 'point_fluence',
+           'track_fluence', 'cascade_profile', 'dom_acceptance', 'track_time', 'pandel_scale', 'small_angle_delay',
+           'track_delay', 'cascade_delay', 'Detector', 'dot', 'pairs_within', 'point_pairs', 'track_pairs',
+           'shower_maximum', 'cascade_light', 'draw_photons', 'muon_light', 'hadronic_light', 'event_light',
+           'noise_hits', 'spe_charge', 'late_pulses', 'find_launches', 'local_coincidence', 'smt_trigger', 'read_out',
+           'detect', 'bright_neutrino', 'bright_event', 'truth_table', 'triggered_events', 'simulate_chunk',
+           'make_detector', 'simulate_events', 'pulse_frame', 'chunks_in_order', 'write_table', 'write_batch',
+           'claim_folder', 'write_settings', 'simulate_dataset', 'write_batches', 'demo_dataset']
 
 # %% ../nbs/03_simulation.ipynb #81460296
 import json, math, multiprocessing, os, shutil, sys, tempfile, zlib
@@ -169,7 +169,7 @@ def muon_length(nodes, energies, b): # (n,) m
     return np.minimum(nodes[row, alive] + np.log1p(energies[row, alive] * b / ION_LOSS) / b, nodes[:, -1])
 
 # %% ../nbs/03_simulation.ipynb #1c35c19f
-SHALLOW, SHALLOW_Z = 0.35, 340.0  # the tabulated lengths are this share too short above this z [m], by the light seen there
+SHALLOW, SHALLOW_Z = 0.3, 220.0  # the tabulated lengths are this share too short above this z [m], by the light seen there
 
 
 class LayeredIce:
@@ -177,14 +177,15 @@ class LayeredIce:
     def __init__(self, step:float=2.0, reach:float=1500.0):
         self.step, self.reach = step, reach
         z = np.arange(-reach, reach + step, step)
-        clearer = 1 + SHALLOW / (1 + np.exp((SHALLOW_Z - z) / 30))
+        clearer = 1 + SHALLOW / (1 + np.exp((SHALLOW_Z - z) / 60))
         scattering, absorption = (clearer * x for x in ice_optics(z + step / 2))
         self.inverse = [np.concatenate([[0], np.cumsum(step / x)]) for x in (scattering, absorption)]
+        self.gain = [step / x for x in (scattering, absorption)]
 
-    def _cumulative(self, table, z):
-        i = (np.clip(z, -self.reach, self.reach) + self.reach) / self.step
+    def _place(self, z): # index of the layer, and how far into it
+        i = (np.clip(z, -self.reach, self.reach - self.step) + self.reach) / self.step
         k = i.astype(np.int64)
-        return table[k] + (i - k) * (table[k + 1] - table[k])
+        return k, i - k
 
     def average(self,
         z1:np.ndarray, z2:np.ndarray, # (n,) ends of the path [m]
@@ -192,15 +193,17 @@ class LayeredIce:
         "Mean optical lengths between two depths."
         low, high = np.minimum(z1, z2), np.maximum(z1, z2)
         pad = np.maximum(5 - (high - low) / 2, 0); low, high = low - pad, high + pad
-        return tuple((high - low) / (self._cumulative(t, high) - self._cumulative(t, low)) for t in self.inverse)
+        (i, a), (j, b) = self._place(low), self._place(high)
+        return tuple((high - low) / (c[j] + b * g[j] - c[i] - a * g[i]) for c, g in zip(self.inverse, self.gain))
 
 # %% ../nbs/03_simulation.ipynb #cdce9300
 PHASE_INDEX, GROUP_INDEX = 1.32, 1.36
 COS_C = 1 / PHASE_INDEX; SIN_C = math.sqrt(1 - COS_C**2); TAN_C = SIN_C / COS_C  # Cherenkov angle: 41 degrees
-LIGHT_PER_METRE = 84.0  # C [m]: photo-electrons per metre of bare muon, square metre of DOM and unit of fluence
-METRES_PER_GEV = 6.6  # of bare muon, for an electromagnetic cascade; 5.3 by theory, this by the light of cascades against tracks
+LIGHT_PER_METRE = 80.0  # C [m]: photo-electrons per metre of bare muon, square metre of DOM and unit of fluence
+NEAR = 0.3  # more light than the closed forms have, at the source
+METRES_PER_GEV = 6.6  # of bare muon, for an electromagnetic cascade; 5.3 by theory, this by the light of cascades against that of tracks in PPC events
 SECONDARIES = 0.29 / 5.3  # GeV/m of the muon's small secondaries that becomes light
-SCATTERING_SCALE, ABSORPTION_SCALE = 1.0, 0.77  # of the ice lengths in the expectation
+SCATTERING_SCALE, ABSORPTION_SCALE = 1.0, 0.72  # of the ice lengths in the expectation
 
 
 def diffusion_lengths(lam_e, lam_a): # lambda_c, lambda_p [m]
@@ -209,19 +212,25 @@ def diffusion_lengths(lam_e, lam_a): # lambda_c, lambda_p [m]
     return lam_e / (3 * np.exp(-lam_e / lam_a)), np.sqrt(lam_a * lam_e / 3)
 
 
+def near_light(r): # relative to the closed forms
+    "Light that has not scattered yet comes on top near a source."
+    return 1 + NEAR * np.exp(-r / 12)
+
+
 def point_fluence(r, lam_e, lam_a): # 1/m^2
     "Fluence of a point source of one metre of light at distance r [m]."
     c, p = diffusion_lengths(lam_e, lam_a); r = np.maximum(r, 1.0)
-    return np.exp(-r / p) / (4 * np.pi * c * r * np.tanh(r / c))
+    return near_light(r) * np.exp(-r / p) / (4 * np.pi * c * r * np.tanh(r / c))
 
 
 def track_fluence(d, lam_e, lam_a): # 1/m
     "Fluence of an endless track at closest approach d [m]."
     c, p = diffusion_lengths(lam_e, lam_a); d = np.maximum(d, 1.0)
     root = c / SIN_C * np.sqrt(2 / (np.pi * p))
-    return np.exp(-d / p) / (2 * np.pi * SIN_C * root * np.sqrt(d) * np.tanh(np.sqrt(d) / root))
+    return near_light(d) * np.exp(-d / p) / (2 * np.pi * SIN_C * root * np.sqrt(d) * np.tanh(np.sqrt(d) / root))
 
 # %% ../nbs/03_simulation.ipynb #7ecd4834
+FORWARD = 0.85  # slope with the cosine that diffusion keeps
 CASCADE_SHAPE = (2.61, 0.39)  # exp(-a |cos - cos_c|^b), the angular shape of cascades in PPC
 
 
@@ -230,6 +239,7 @@ def _cascade_norm(n:int=200_001):
     return np.mean(np.exp(-CASCADE_SHAPE[0] * np.abs(c - COS_C) ** CASCADE_SHAPE[1]))
 
 CASCADE_NORM = float(_cascade_norm())
+ACCEPTANCE = (0.75, 0.28)  # slope of a DOM's acceptance with the cosine, near by and far away
 
 
 def cascade_profile(
@@ -242,8 +252,6 @@ def cascade_profile(
     keep = np.exp(-r / (3.3 * lam_e))
     return keep * peak + (1 - keep) * (1 + FORWARD * cosine)
 
-FORWARD = 0.85  # what diffusion keeps of the direction
-
 
 def dom_acceptance(
     cosine:np.ndarray, # z of the light's direction: +1 = going up, into the PMT
@@ -253,11 +261,9 @@ def dom_acceptance(
     keep = np.exp(-r / lam_e)
     return np.maximum(1 + (ACCEPTANCE[0] * keep + ACCEPTANCE[1] * (1 - keep)) * cosine, 0.05)
 
-ACCEPTANCE = (0.75, 0.35)  # slope near by, far away
-
 # %% ../nbs/03_simulation.ipynb #1310e51d
 PANDEL_LAMBDA, PANDEL_TAU = 33.3, 557.0  # m, ns
-SMALL_ANGLE = 22.0  # ns after the unscattered photon at 100 m: even the earliest light has scattered by small angles; goes with distance squared
+SMALL_ANGLE = 22.0  # ns after the unscattered photon at 100 m: even the earliest light has scattered by small angles
 PANDEL_ICE = 33.0  # effective scattering length [m] for which PANDEL_LAMBDA holds
 JITTER = 2.3  # ns
 
@@ -277,7 +283,7 @@ def pandel_scale(lam_a): # ns
 
 def small_angle_delay(distance): # ns
     "Delay of the earliest light."
-    return SMALL_ANGLE * np.minimum(distance / 100, 1.5) ** 2
+    return SMALL_ANGLE * np.minimum(distance / 100, 1.5) ** 1.3
 
 
 def track_delay(
@@ -288,7 +294,7 @@ def track_delay(
     "Gamma distribution of the delay of a track's light."
     d_eff = 3.1 - 3.9 * cosine + 4.6 * cosine**2 + 0.84 * d
     shape = d_eff / (PANDEL_LAMBDA * lam_e / PANDEL_ICE)
-    return shape * np.clip(d / 125, 0.02, 1.3) ** 0.29, pandel_scale(lam_a)
+    return shape * np.clip(d / 125, 0.02, 1.3) ** 0.29 / near_light(d), pandel_scale(lam_a)
 
 
 def cascade_delay(
@@ -298,13 +304,13 @@ def cascade_delay(
     lam_e:np.ndarray, lam_a:np.ndarray, # effective scattering and absorption length [m]
 ): # shape, scale [ns]
     "Gamma distribution of the delay of a cascade's light; off the Cherenkov cone it scatters more."
-    shape = (2.5 * (1 - kz) + r) / 118 * np.sqrt(np.clip(r / 75, 0.1, 3)) + 0.75 * np.maximum(COS_C - cosine, 0) * (1 - np.exp(-r / 60))
-    return shape * PANDEL_ICE / lam_e, pandel_scale(lam_a)
+    shape = (2.5 * (1 - kz) + r) / 118 * np.sqrt(np.clip(r / 75, 0.1, 3)) + 0.7 * np.maximum(COS_C - cosine, 0) * (1 - np.exp(-(r / 50) ** 1.5))
+    return shape / near_light(r) * PANDEL_ICE / lam_e, pandel_scale(lam_a)
 
 # %% ../nbs/03_simulation.ipynb #30c68775
 MAX_PE = 2000  # drawn per pair of source and DOM; the rest goes into their weights
 MAX_DRAWN = 4_000_000  # at once; brighter sources share the charge of more
-MIN_MU = 1e-3  # pairs below this expectation are beyond reach
+MIN_MU = 2e-3  # pairs below this expectation are beyond reach
 
 
 class Detector:
@@ -335,6 +341,9 @@ class Detector:
         return np.interp(np.log(np.maximum(metres, 1e-9)), np.log(MIN_MU / mu), self.reach_table[0])
 
 # %% ../nbs/03_simulation.ipynb #ab5a0fc3
+def dot(a, b): return np.einsum("ij,ij->i", a, b)  # (n,) of (n, 3) and (n, 3)
+
+
 def pairs_within(
     detector:Detector,
     near:np.ndarray, # (n, strings) bool: sources against strings within reach
@@ -358,7 +367,7 @@ def point_pairs(
     dz &= detector.efficiency[sensor] > 0
     source, sensor = source[dz], sensor[dz]
     offset = detector.xyz[sensor] - position[source]
-    r = np.sqrt((offset**2).sum(1)); ok = r < reach[source]
+    r = np.sqrt(dot(offset, offset)); ok = r < reach[source]
     return source[ok], sensor[ok], offset[ok], np.maximum(r[ok], 0.2)
 
 
@@ -369,8 +378,8 @@ def track_pairs(detector, position, u, length, reach): # source, sensor, offset 
     gap = np.abs(((detector.xy - position[:, None, :2]) * (across / norm)[:, None]).sum(-1))
     source, sensor = pairs_within(detector, (gap < reach[:, None] + 1) | (norm < 1e-6))
     offset = detector.xyz[sensor] - position[source]
-    s = (offset * u[source]).sum(1)
-    d = np.sqrt(np.maximum((offset**2).sum(1) - s**2, 0.04))
+    s = dot(offset, u[source])
+    d = np.sqrt(np.maximum(dot(offset, offset) - s**2, 0.04))
     ok = (d < reach[source]) & (detector.efficiency[sensor] > 0)
     ok &= (s > -100) & (s < length[source] + reach[source] + 100)
     return source[ok], sensor[ok], offset[ok], s[ok], d[ok]
@@ -392,7 +401,7 @@ def cascade_light(
     metres, ahead = METRES_PER_GEV * energy, shower_maximum(energy)
     position, time = position + ahead[:, None] * u, time + ahead / SPEED_OF_LIGHT
     source, sensor, offset, r = point_pairs(detector, position, detector.reach(metres, 1))
-    kz, cosine = offset[:, 2] / r, (offset * u[source]).sum(1) / r
+    kz, cosine = offset[:, 2] / r, dot(offset, u[source]) / r
     lam_e, lam_a = detector.ice.average(position[source, 2], detector.xyz[sensor, 2])
     mu = LIGHT_PER_METRE * metres[source] * point_fluence(r, lam_e, lam_a) * detector.efficiency[sensor]
     mu *= cascade_profile(cosine, r, lam_e) * dom_acceptance(kz, r, lam_e)
@@ -415,6 +424,9 @@ def draw_photons(
     return source[k], sensor[k], time, (count / np.maximum(drawn, 1))[k]
 
 # %% ../nbs/03_simulation.ipynb #42bc779c
+END_FADE = 15.0  # m over which light beyond the ends of a track fades
+
+
 def muon_light(
     rng, detector:Detector,
     position:np.ndarray, u:np.ndarray, # (n, 3) start [m] and direction
@@ -427,19 +439,18 @@ def muon_light(
     source, sensor, offset, s, d = track_pairs(detector, position, u, length, detector.reach(brightest, 2))
     emission = s - d / TAN_C
     inside = np.clip(emission, 0, length[source])
-    node = (nodes[source] <= inside[:, None]).sum(1) - 1
+    row = 1e4 * np.arange(len(nodes))  # metres; longer than any track, so that all tracks make one sorted list
+    node = np.searchsorted((nodes + row[:, None]).ravel(), inside + row[source], side="right") - 1 - source * nodes.shape[1]
     E = np.maximum((energies[source, node] + ION_LOSS / b) * np.exp(-b * (inside - nodes[source, node])) - ION_LOSS / b, 0.1)
     light = 1.188 + 0.0206 * np.log(np.maximum(E, 1)) + b * E * METRES_PER_GEV
     path = offset - inside[:, None] * u[source]
-    r = np.maximum(np.sqrt((path**2).sum(1)), 0.2); kz = path[:, 2] / r
+    r = np.maximum(np.sqrt(dot(path, path)), 0.2); kz = path[:, 2] / r
     lam_e, lam_a = detector.ice.average(position[source, 2] + inside * u[source, 2], detector.xyz[sensor, 2])
     beyond = np.abs(emission - inside)  # light of the track's ends reaches further by scattering only
     mu = LIGHT_PER_METRE * light * track_fluence(d, lam_e, lam_a) * detector.efficiency[sensor] * dom_acceptance(kz, d, lam_e) * np.exp(-beyond / END_FADE)
     shape, scale = track_delay(d + beyond, kz, lam_e, lam_a)
     t = time[source] + np.where(beyond > 0, inside + GROUP_INDEX * r, SPEED_OF_LIGHT * track_time(s, d)) / SPEED_OF_LIGHT + small_angle_delay(d + beyond)
     return draw_photons(rng, source, sensor, t, mu, shape, scale)
-
-END_FADE = 15.0  # m
 
 # %% ../nbs/03_simulation.ipynb #4e63bee8
 def hadronic_light(energy:np.ndarray): # electromagnetic equivalent [GeV]
@@ -608,7 +619,7 @@ def read_out(
 CHUNK = 100  # events
 TRUTH_COLUMNS = ["type", "is_nc", "energy", "inelasticity", "e_deposited", "vertex_x", "vertex_y", "vertex_z",
                  "lepton_azimuth", "lepton_zenith", "n_signal_pe", "azimuth", "zenith"]
-CANDIDATES = (3.0, 3.0, 3.5)  # simulated for each that triggers, about
+CANDIDATES = (2.1, 2.15, 2.5)  # simulated for each that triggers, about
 
 
 def detect(
@@ -632,14 +643,21 @@ def detect(
     return pulses, triggered, deposited, signal
 
 # %% ../nbs/03_simulation.ipynb #ebdd823a
+BRIGHT = (100_000, 2_000)  # pulses and DOMs that a bright event has at least
+
+
 def bright_neutrino(rng): # dict as of sample_neutrinos, one event
-    "A muon (two in three) or a cascade near the middle, of some 100 PeV."
-    kind = int(rng.random() < 1 / 3) * 2
-    e = sample_neutrinos(rng, 1, kind, energy=(1e8, 4e8) if kind == 0 else (3e7, 1e8))
-    middle = rng.uniform(-150, 150, (1, 3))
-    e["vertex"] = middle - (700 * e["lepton"] if kind == 0 else 0)
-    e["is_nc"][:] = False
+    "A muon of some 100 PeV that passes near the middle."
+    e = sample_neutrinos(rng, 1, 0, energy=(1e8, 4e8))
+    e["vertex"] = rng.uniform(-150, 150, (1, 3)) - 700 * e["lepton"]
     return e
+
+
+def bright_event(rng, detector:Detector): # pulses, truth, as of triggered_events
+    "Simulate until an event is as bright as BRIGHT."
+    while True:
+        pulses, truth = triggered_events(rng, detector, lambda: bright_neutrino(rng), 1)
+        if len(pulses[0]) > BRIGHT[0] and len(np.unique(pulses[1])) > BRIGHT[1]: return pulses, truth
 
 
 def truth_table(events:dict, deposited, signal): # DataFrame with TRUTH_COLUMNS
@@ -681,7 +699,7 @@ def simulate_chunk(
     for kind, n in enumerate(wanted):
         batch = int(n * CANDIDATES[kind]) + 8
         if n: found.append(triggered_events(rng, detector, lambda: sample_neutrinos(rng, batch, kind, mix, energy), int(n)))
-    if wanted.sum() < CHUNK: found.append(triggered_events(rng, detector, lambda: bright_neutrino(rng), 1))
+    if wanted.sum() < CHUNK: found.append(bright_event(rng, detector))
     for pulses, truth in found: pulses[0] = pulses[0] + start; start += len(truth)
     pulses = [np.concatenate(x) for x in zip(*(f[0] for f in found))]
     truth = pd.concat([f[1] for f in found], ignore_index=True)
@@ -697,7 +715,7 @@ DEAD_DOMS = 77  # by default, as many as in the real detector
 def make_detector(geometry=None, dead_doms=DEAD_DOMS): # Detector
     "A detector from a Geometry, a path of one, or the nominal IC86; `dead_doms` are sensor ids or how many to take."
     if not isinstance(geometry, Geometry): geometry = load_geometry(geometry)
-    if isinstance(dead_doms, (int, np.integer)): dead_doms = np.random.default_rng(77).choice(len(geometry.xyz), dead_doms, replace=False)
+    if np.ndim(dead_doms) == 0: dead_doms = np.random.default_rng(77).choice(len(geometry.xyz), dead_doms, replace=False)
     return Detector(geometry, dead_doms)
 
 
@@ -748,9 +766,11 @@ def chunks_in_order(
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     with ProcessPoolExecutor(workers, context, _start_worker, (geometry, dead_doms)) as pool:
         jobs = iter(jobs); running = deque(pool.submit(_work, j) for j in islice(jobs, 4 * workers))
-        while running:
-            yield running.popleft().result()
-            running.extend(pool.submit(_work, j) for j in islice(jobs, 1))
+        try:
+            while running:
+                yield running.popleft().result()
+                running.extend(pool.submit(_work, j) for j in islice(jobs, 1))
+        finally: pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, don't start what still waits
 
 # %% ../nbs/03_simulation.ipynb #31ce0a6a
 def write_table(frame:pd.DataFrame, path:Path, index:bool=False):
@@ -822,7 +842,7 @@ def simulate_dataset(
     out = Path(out); per_file = events_per_file or min(200_000, math.ceil(n_events / 5))
     if not 1 <= per_file <= 200_000: raise ValueError(f"events_per_file must be 1 to 200,000, not {per_file}")
     if not isinstance(geometry, Geometry): geometry = load_geometry(geometry)
-    dead = dead_doms if isinstance(dead_doms, int) else [int(s) for s in dead_doms]
+    dead = int(dead_doms) if np.ndim(dead_doms) == 0 else [int(s) for s in dead_doms]
     settings = {"version": VERSION, "events": n_events, "seed": seed, "mix": mix, "bright": bool(bright), "events_per_file": per_file,
                 "geometry": f"{zlib.crc32(np.round(geometry.xyz, 2).tobytes()):08x}", "dead_doms": dead}
     if claim_folder(out, settings): return out
