@@ -9,7 +9,7 @@ DATA := data/demo
 RUN := runs/demo
 MINUTES ?= 4
 
-.PHONY: install demo test notebooks docs clean
+.PHONY: install demo test notebooks readme docs clean
 
 install: .venv/.installed
 
@@ -35,6 +35,9 @@ test: install
 notebooks: install
 	$(BIN)/python data_scripts/execute_notebooks.py $(NB)
 	$(BIN)/nbdev_clean
+
+readme: install
+	$(BIN)/python data_scripts/make_readme.py
 
 docs: install
 	@command -v quarto >/dev/null || { echo "Quarto is not installed: get it from https://quarto.org/docs/get-started and run 'make docs' again" >&2; exit 1; }

@@ -568,7 +568,6 @@ def find_events(
     event_ids:np.ndarray,  # wanted
 ) -> pd.DataFrame: # batch_id, event_id of those found
     "The batches of some events, without reading the meta table whole."
-    if not Path(meta).is_file(): raise DataError(f"{meta}: no such file; the data must be a folder in the Kaggle layout")
     wanted, found = np.sort(np.asarray(event_ids)), []
     for part in pads.dataset(meta).to_batches(columns=["batch_id", "event_id"]):
         ids = part.column("event_id").to_numpy(zero_copy_only=False)
@@ -586,7 +585,9 @@ def load_events(
 ) -> tuple[pd.DataFrame, np.ndarray]: # event table; ids of the events of the same batches without a prediction
     "Truth, line fit and predictions of the same events."
     if split != "train": raise DataError(f"the {split} split has no true directions; predictions can be evaluated on the train split only")
-    found = find_events(Path(root) / f"{split}_meta.parquet", predictions.event_id)
+    meta = Path(root) / f"{split}_meta.parquet"
+    found = find_events(meta, predictions.event_id) if meta.is_file() else IceCubeDataset(root, split=split).event_table()    # no meta: the prepared form
+    found = found[found.event_id.isin(predictions.event_id)]
     strange = predictions.event_id[~predictions.event_id.isin(found.event_id)]
     if len(strange): raise DataError(f"{name}: {len(strange):,} of {len(predictions):,} events are not in the {split} split of {root}: {_some(strange)}")
     dataset = IceCubeDataset(root, split=split, batch_ids=sorted(int(b) for b in found.batch_id.unique()))
