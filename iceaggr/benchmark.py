@@ -19,12 +19,11 @@ import torch
 from tqdm.auto import tqdm
 
 from . import __version__
-from .data import IceCubeDataset, find_batches
+from .data import IceCubeDataset, find_batches, replacing
 from .direction import angles_to_vector, vmf_loss
 from .model import HierarchicalTransformer, pile_up, to_device
 from .packing import collate_dom_packing
 from .simulation import demo_dataset
-from .training import replacing
 
 # %% ../nbs/13_benchmarks.ipynb #6507a28d
 def seconds(

@@ -82,7 +82,7 @@ def write_table(
     path:Path, # .csv or .parquet
 ):
     "Write a table under its final name only when it is whole."
-    from iceaggr.training import replacing
+    from iceaggr.data import replacing
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         table.to_csv(part, index=False) if path.suffix == ".csv" else table.to_parquet(part, index=False)
@@ -134,13 +134,12 @@ def find_event(
         dataset = IceCubeDataset(data, split=split, batch_ids=find_batches(data, split)[-1:])
         index = int(dataset.n_pulses.argmax())
     else:
-        meta = Path(data) / f"{split}_meta.parquet"
-        if not meta.exists(): raise DataError(f"{meta} does not exist: --data must be a folder in the Kaggle layout")
-        found = pads.dataset(meta).to_table(columns=["batch_id"], filter=pads.field("event_id") == event).column("batch_id").to_pylist()
-        if not found: raise DataError(f"event {event} is not in {meta}")
-        dataset = IceCubeDataset(data, split=split, batch_ids=found[:1])
-        index = int((dataset.event_ids == event).argmax())
-    return index, dataset, dataset.event_table().iloc[index]
+        meta, batches = Path(data) / f"{split}_meta.parquet", None
+        if meta.exists():                                       # the table of the Kaggle data has 132 million rows: only look for the event
+            batches = pads.dataset(meta).to_table(columns=["batch_id"], filter=pads.field("event_id") == event).column("batch_id").to_pylist()
+            if not batches: raise DataError(f"event {event} is not in {meta}")
+        dataset, index = IceCubeDataset(data, split=split, batch_ids=batches, events=[event]), 0
+    return index, dataset, next(dataset.event_table().iloc[[index]].itertuples())
 
 # %% ../nbs/14_cli.ipynb #8596b6d7
 def bench(args):

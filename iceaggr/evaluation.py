@@ -15,9 +15,7 @@ import html
 import io
 import json
 import math
-import os
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +25,7 @@ import pyarrow.dataset as pads
 import torch
 from tqdm.auto import tqdm
 
-from .data import DataError, IceCubeDataset
+from .data import DataError, IceCubeDataset, data_root, open_parquet, parquet_rows, replacing
 from .direction import angles_to_vector, angular_error, vector_to_angles, vmf_quantile
 
 # %% ../nbs/12_evaluation.ipynb #4132e9e9
@@ -67,7 +65,7 @@ def line_fit(
 
 # %% ../nbs/12_evaluation.ipynb #08b52436
 def read_chunks(
-    dataset:IceCubeDataset,   # any object with its items
+    dataset:IceCubeDataset,   # events
     indices:np.ndarray=None,  # positions in the data set; None: all
     batch_size:int=2048,      # events at a time
     progress:bool=False,      # show a progress bar
@@ -77,7 +75,7 @@ def read_chunks(
     with tqdm(total=len(indices), desc="line fit", unit=" events", disable=not progress) as bar:
         for start in range(0, len(indices), batch_size):
             part = indices[start:start + batch_size]
-            events = [np.asarray(dataset[int(i)]["pulse_features"]) for i in part]
+            events = [e["pulse_features"].numpy() for e in dataset.__getitems__(part)]
             yield part, np.concatenate(events), np.repeat(np.arange(len(part)), [len(e) for e in events])
             bar.update(len(part))
 
@@ -414,13 +412,6 @@ def plot_angles(
     return fig
 
 # %% ../nbs/12_evaluation.ipynb #9ec01da7
-@contextmanager
-def _replacing(path):
-    "A name to write to; it becomes `path` only if the block ends well."
-    path = Path(path); part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try: yield part; os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
-
 def plain(x): # anything of dicts, lists and numbers
     "The same for JSON: NumPy numbers become Python's, NaN and infinities None."
     if isinstance(x, dict): return {str(k): plain(v) for k, v in x.items()}
@@ -557,9 +548,9 @@ def write_report(
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
     images = {name: png_bytes(figure) for name, figure in figures.items()}
     for name, png in images.items():
-        with _replacing(out / f"{name}.png") as part: part.write_bytes(png)
-    with _replacing(out / "metrics.json") as part: part.write_text(json.dumps(plain(metrics), indent=1) + "\n")
-    with _replacing(out / "report.html") as part: part.write_text(report_html(metrics, images, title), encoding="utf-8")
+        with replacing(out / f"{name}.png") as part: part.write_bytes(png)
+    with replacing(out / "metrics.json") as part: part.write_text(json.dumps(plain(metrics), indent=1) + "\n")
+    with replacing(out / "report.html") as part: part.write_text(report_html(metrics, images, title), encoding="utf-8")
     return out / "report.html"
 
 # %% ../nbs/12_evaluation.ipynb #baff2ad1
@@ -568,8 +559,9 @@ def find_events(
     event_ids:np.ndarray,  # wanted
 ) -> pd.DataFrame: # batch_id, event_id of those found
     "The batches of some events, without reading the meta table whole."
-    wanted, found = np.sort(np.asarray(event_ids)), []
-    for part in pads.dataset(meta).to_batches(columns=["batch_id", "event_id"]):
+    wanted, found, columns = np.sort(np.asarray(event_ids)), [], ["batch_id", "event_id"]
+    file = open_parquet(Path(meta), columns)
+    for _, part in parquet_rows(file, Path(meta), columns, range(file.num_row_groups)):
         ids = part.column("event_id").to_numpy(zero_copy_only=False)
         here = wanted[np.minimum(np.searchsorted(wanted, ids), len(wanted) - 1)] == ids
         if here.any(): found.append(pd.DataFrame({"batch_id": part.column("batch_id").to_numpy(zero_copy_only=False)[here], "event_id": ids[here]}))
@@ -585,7 +577,8 @@ def load_events(
 ) -> tuple[pd.DataFrame, np.ndarray]: # event table; ids of the events of the same batches without a prediction
     "Truth, line fit and predictions of the same events."
     if split != "train": raise DataError(f"the {split} split has no true directions; predictions can be evaluated on the train split only")
-    meta = Path(root) / f"{split}_meta.parquet"
+    root = data_root(root)
+    meta = root / f"{split}_meta.parquet"
     found = find_events(meta, predictions.event_id) if meta.is_file() else IceCubeDataset(root, split=split).event_table()    # no meta: the prepared form
     found = found[found.event_id.isin(predictions.event_id)]
     strange = predictions.event_id[~predictions.event_id.isin(found.event_id)]
@@ -609,6 +602,6 @@ def evaluate_dataset(
     predictions = check_predictions(predictions) if isinstance(predictions, pd.DataFrame) else read_predictions(predictions)
     events, missing = load_events(predictions, root, split, progress, name)
     if len(missing): warnings.warn(f"{name}: {len(missing):,} of {len(events) + len(missing):,} events of the same batches have no prediction: {_some(missing)}", stacklevel=2)
-    metrics = metrics_of(events) | {"data": {"name": Path(root).resolve().name, "split": split}, "n_missing": len(missing), "first_missing": missing[:5].tolist()}
+    metrics = metrics_of(events) | {"data": {"name": data_root(root).resolve().name, "split": split}, "n_missing": len(missing), "first_missing": missing[:5].tolist()}
     if out is not None: write_report(metrics, make_figures(events, metrics), out, f"Evaluation of {Path(name).name}")
     return metrics

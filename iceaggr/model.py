@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from tqdm.auto import tqdm
 
 import iceaggr
 from .accumulator import EventAccumulator
+from .data import replacing
 from .direction import vector_to_angles, vmf_quantile
 from .dom_transformer import DOMTransformer
 from .event_transformer import EventTransformer
@@ -255,12 +255,9 @@ def save_weights(
     path, # where to
 ):
     "Weights and settings in one safetensors file: written beside it, then renamed."
-    path = Path(path)
-    part = path.with_name(path.name + f".part{os.getpid()}")
-    try:
+    with replacing(path) as part:
         save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, part, metadata=dict(format="pt", settings=json.dumps(dataclasses.asdict(settings))))
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+        part.chmod(0o644)                                      # safetensors makes files that only their owner may read
 
 # %% ../nbs/10_model.ipynb #3de4e508
 def pile_up(

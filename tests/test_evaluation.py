@@ -154,6 +154,13 @@ def test_a_whole_data_set(tiny_dataset, tmp_path):
     assert page.count("data:image/png;base64,") == len(pngs) >= 6 and all(f.read_bytes()[:4] == b"\x89PNG" for f in pngs)
 
 
+def test_prepared_form_gives_the_same(tiny_dataset, tmp_path):
+    from iceaggr.data import prepare
+    p = pd.read_parquet(tiny_dataset / "train_meta.parquet").query("batch_id != 3")[["event_id", "azimuth", "zenith"]]
+    p["zenith"] = (p.zenith + 0.1).clip(upper=math.pi)
+    assert evaluate_dataset(p, tiny_dataset, progress=False) == evaluate_dataset(p, prepare(tiny_dataset, tmp_path / "tiny2" / "tiny", progress=False), progress=False)
+
+
 def test_part_of_a_batch_is_said(tiny_dataset):
     meta = pd.read_parquet(tiny_dataset / "train_meta.parquet")
     batch = meta[meta.batch_id == meta.batch_id.max()]
@@ -167,7 +174,9 @@ def test_events_of_another_data_set(tiny_dataset, tmp_path):
     with pytest.raises(DataError, match="p.csv: 3 of 3 events are not in the train split"): evaluate_dataset(tmp_path / "p.csv", tiny_dataset, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(DataError, match="no true directions"): evaluate_dataset(GOOD, tiny_dataset, split="test")
-    with pytest.raises(DataError): evaluate_dataset(GOOD, tmp_path / "nowhere")
+    with pytest.raises(DataError, match="nowhere"): evaluate_dataset(GOOD, tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty"): evaluate_dataset(GOOD, tmp_path / "empty")
 
 
 def test_find_events_streams(tmp_path):

@@ -1,0 +1,414 @@
+"""Reading the Kaggle layout: what is refused, what is accepted, and that nothing is lost on the way."""
+import pickle
+import re
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import write_tiny
+
+from iceaggr.data import DataError, EventBatchSampler, IceCubeDataset, find_batches, prepare, read_meta, split_batches
+
+META, BATCH = "train_meta.parquet", "train/batch_3.parquet"
+
+
+def rewrite(root, file, change, **options):
+    "Change a table of a data set."
+    table = change(pd.read_parquet(root / file).reset_index(drop=file == META))
+    table.to_parquet(root / file, index=False, **options)
+
+
+def put(column, row, value):
+    "A change of one value."
+    def change(table):
+        values = table[column].astype(object).tolist()
+        values[row] = value
+        return table.assign(**{column: values})
+    return change
+
+
+def same_events(a, b):
+    assert len(a) == len(b)
+    for x, y in zip(a, b):
+        assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in x)
+
+
+def source_events(root, batch, split="train"):
+    "Events read in the plainest way."
+    meta, pulses = pd.read_parquet(root / f"{split}_meta.parquet"), pd.read_parquet(root / split / f"batch_{batch}.parquet")
+    for row in meta[meta.batch_id == batch].itertuples():
+        yield row, pulses.iloc[row.first_pulse_index:row.last_pulse_index + 1][["time", "charge", "sensor_id", "auxiliary"]].to_numpy(np.float32)
+
+
+FAULTS = {    # file, change, what the message must name
+    "column missing": (BATCH, lambda t: t.drop(columns="charge"), "column charge is missing"),
+    "event_id missing": (BATCH, lambda t: t.drop(columns="event_id"), "column event_id is missing"),
+    "meta column missing": (META, lambda t: t.drop(columns="last_pulse_index"), "column last_pulse_index is missing"),
+    "target missing": (META, lambda t: t.drop(columns="zenith"), "column zenith is missing"),
+    "text in time": (BATCH, lambda t: t.assign(time=t.time.astype(str)), "column time should hold numbers"),
+    "fractions in sensor_id": (BATCH, lambda t: t.assign(sensor_id=t.sensor_id + 0.5), "column sensor_id should hold whole numbers"),
+    "numbers in auxiliary": (BATCH, lambda t: t.assign(auxiliary=t.auxiliary * 1.0), "column auxiliary should hold true or false"),
+    "text in azimuth": (META, lambda t: t.assign(azimuth="x"), "column azimuth should hold numbers"),
+    "sensor too large": (BATCH, put("sensor_id", 5, 5160), "column sensor_id, event 3000: there is no sensor 5160"),
+    "sensor negative": (BATCH, put("sensor_id", -1, -1), "column sensor_id, event 3015: there is no sensor -1"),
+    "sensor beyond int16": (BATCH, put("sensor_id", 0, 2**16 + 3), "column sensor_id, event 3000: there is no sensor 65539"),
+    "charge 0": (BATCH, put("charge", 0, 0.0), "column charge, event 3000: 0.0"),
+    "charge negative": (BATCH, put("charge", -1, -1.5), "column charge, event 3015: -1.5"),
+    "charge infinite": (BATCH, put("charge", 0, np.inf), "column charge, event 3000: inf"),
+    "charge beyond float32": (BATCH, put("charge", 0, 1e39), "column charge, event 3000: 1e+39"),
+    "charge that vanishes in float32": (BATCH, put("charge", 0, 1e-60), "column charge, event 3000: 1e-60"),
+    "charge missing": (BATCH, put("charge", 0, None), "column charge, event 3000: a value is missing"),
+    "auxiliary missing": (BATCH, put("auxiliary", 0, None), "column auxiliary, event 3000: a value is missing"),
+    "time negative": (BATCH, put("time", 0, -1), "column time, event 3000: -1"),
+    "time too large": (BATCH, put("time", 0, 2**24 + 1), "column time, event 3000: 16777217"),
+    "time with a fraction": (BATCH, put("time", 0, 9000.5), "column time, event 3000: 9000.5 is not a whole number"),
+    "time not finite": (BATCH, lambda t: t.assign(time=t.time.astype(float).where(t.index != 0, np.inf)), "column time, event 3000: inf"),
+    "another event's row": (BATCH, put("event_id", 0, 3003), "column event_id, event 3000: the row belongs to event 3003"),
+    "rows gone at the end": (BATCH, lambda t: t[:-1], "column last_pulse_index, event 3015: row"),
+    "rows gone at the start": (BATCH, lambda t: t[1:], "column last_pulse_index, event 3015: row"),
+    "no rows": (BATCH, lambda t: t[:0], "column last_pulse_index, event 3000"),
+    "event cut short": (META, lambda t: t.assign(last_pulse_index=t.last_pulse_index - (t.event_id == 3015)), "column event_id, event 3015: row"),
+    "event cut at the start": (META, lambda t: t.assign(first_pulse_index=t.first_pulse_index + (t.event_id == 3003)), "column event_id, event 3003: row"),
+    "negative index": (META, lambda t: t.assign(first_pulse_index=t.first_pulse_index - (t.event_id == 3000)), "column first_pulse_index, event 3000 (batch 3): -1 is negative"),
+    "first after last": (META, lambda t: t.assign(last_pulse_index=t.last_pulse_index - 100 * (t.event_id == 3003)), "column last_pulse_index, event 3003 (batch 3)"),
+    "overlap": (META, lambda t: t.assign(last_pulse_index=t.last_pulse_index + (t.event_id == 3003)), "column first_pulse_index, event 3006 (batch 3)"),
+    "overlap, not in order": (META, lambda t: t.assign(last_pulse_index=t.last_pulse_index + (t.event_id == 3003)).sample(frac=1, random_state=1), "column first_pulse_index, event 3006 (batch 3)"),
+    "target missing in a row": (META, put("azimuth", 9, None), "column azimuth, event 3003 (batch 3): nan"),
+    "target in degrees": (META, lambda t: t.assign(zenith=np.degrees(t.zenith)), "column zenith, event 2000 (batch 2)"),
+    "index missing in a row": (META, lambda t: t.assign(first_pulse_index=t.first_pulse_index.astype("Int64").where(t.event_id != 3003)), "column first_pulse_index, event 3003: no value"),
+    "event twice": (META, lambda t: t.assign(event_id=t.event_id.where(t.event_id != 3003, 3000)), "column event_id, event 3000 (batch 3): 3000 is there more than once"),
+    "event twice, in two files": (META, lambda t: t.assign(event_id=t.event_id.where(t.event_id != 10003, 3000)), "column event_id, event 3000 (batch 10)"),
+    "no events of a file": (META, lambda t: t[t.batch_id != 3], "column batch_id: no events of batch 3"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_are_refused_by_name(tiny_dataset, name):
+    file, change, words = FAULTS[name]
+    rewrite(tiny_dataset, file, change)
+    with pytest.raises(DataError) as error: list(IceCubeDataset(tiny_dataset))
+    assert str(tiny_dataset / file) in str(error.value) and words in str(error.value), str(error.value)
+
+
+def test_missing_and_damaged_files(tiny_dataset, monkeypatch):
+    monkeypatch.delenv("ICEAGGR_DATA", raising=False)
+    with pytest.raises(DataError, match="ICEAGGR_DATA"): IceCubeDataset()
+    with pytest.raises(DataError, match="no such folder"): IceCubeDataset(tiny_dataset / "none")
+    with pytest.raises(DataError, match="test: no such folder"): IceCubeDataset(tiny_dataset, "test")
+    with pytest.raises(DataError, match="no split 'valid'"): IceCubeDataset(tiny_dataset, "valid")
+    with pytest.raises(DataError, match="no file of batch 4"): IceCubeDataset(tiny_dataset, batch_ids=[2, 4])
+    with pytest.raises(DataError, match="twice"): IceCubeDataset(tiny_dataset, batch_ids=[2, 2])
+    with pytest.raises(DataError, match="empty"): IceCubeDataset(tiny_dataset, batch_ids=[])
+    with pytest.raises(DataError, match="event 7 is not"): IceCubeDataset(tiny_dataset, events=[7])
+    with pytest.raises(DataError, match="at least 1"): IceCubeDataset(tiny_dataset, max_events=0)
+    path = tiny_dataset / BATCH
+    whole = path.read_bytes()
+    for damaged in (whole[:len(whole) // 2], b"event_id,sensor_id\n1,2\n", b"", whole[:200] + b"\0" * 400 + whole[600:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=re.escape(str(path))): list(IceCubeDataset(tiny_dataset))
+    ds = IceCubeDataset(tiny_dataset)
+    path.unlink()
+    with pytest.raises(DataError, match="no such file"): list(ds)
+    (tiny_dataset / META).unlink()
+    with pytest.raises(DataError, match=META): IceCubeDataset(tiny_dataset)
+    for file in (tiny_dataset / "train").iterdir(): file.unlink()
+    with pytest.raises(DataError, match="no batch files"): IceCubeDataset(tiny_dataset)
+
+
+ACCEPTED = {
+    "extra and reordered columns": (BATCH, lambda t: t.assign(more=1)[["charge", "more", "auxiliary", "time", "event_id", "sensor_id"]]),
+    "int32 times": (BATCH, lambda t: t.assign(time=t.time.astype(np.int32))),
+    "whole float times": (BATCH, lambda t: t.assign(time=t.time.astype(float))),
+    "unsigned ids": (BATCH, lambda t: t.assign(sensor_id=t.sensor_id.astype(np.uint32), event_id=t.event_id.astype(np.uint64))),
+    "float32 charges": (BATCH, lambda t: t.assign(charge=t.charge.astype(np.float32))),
+    "event_id as the index": (BATCH, lambda t: t.set_index("event_id")),
+    "unsigned meta": (META, lambda t: t.astype({c: np.uint32 for c in t.columns[:4]})),
+    "extra meta columns first": (META, lambda t: t.assign(energy=[[1.0, 2.0]] * len(t))[["energy", *t.columns[::-1]]]),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_harmless_differences(tiny_dataset, name):
+    before = list(IceCubeDataset(tiny_dataset))
+    file, change = ACCEPTED[name]
+    table = change(pd.read_parquet(tiny_dataset / file).reset_index(drop=file == META))
+    table.to_parquet(tiny_dataset / file, index="event_id" not in table.columns)
+    same_events(list(IceCubeDataset(tiny_dataset)), before)
+
+
+def test_the_contract(tiny_dataset, monkeypatch):
+    monkeypatch.setenv("ICEAGGR_DATA", str(tiny_dataset))
+    ds = IceCubeDataset()
+    assert find_batches() == ds.batch_ids == [2, 3, 10] and len(ds) == 21 and ds.cache_size == 1
+    k = 0
+    for b in ds.batch_ids:
+        for row, pulses in source_events(tiny_dataset, b):
+            e = ds[k]
+            assert list(e) == ["pulse_features", "event_id", "n_pulses", "target"]
+            assert [(v.dtype, tuple(v.shape)) for v in e.values()] == [(torch.float32, pulses.shape), (torch.int64, ()), (torch.int64, ()), (torch.float32, (2,))]
+            assert np.array_equal(e["pulse_features"], pulses) and e["event_id"] == row.event_id and e["n_pulses"] == len(pulses)
+            assert e["target"].tolist() == np.float32([row.azimuth, row.zenith]).tolist()
+            k += 1
+    assert k == len(ds) and ds.event_ids.dtype == ds.n_pulses.dtype == np.int64 and len(ds.geometry) == 5160
+    meta = pd.read_parquet(tiny_dataset / META)
+    assert ds.event_table()[["batch_id", "event_id", "azimuth", "zenith"]].equals(meta[["batch_id", "event_id", "azimuth", "zenith"]])
+    same_events([ds[-1], ds[np.int64(3)], ds[torch.tensor(4)]], [ds[20], ds[3], ds[4]])
+    for i in (21, -22):
+        with pytest.raises(IndexError): ds[i]
+    with pytest.raises(TypeError): ds[1.0]
+    order = [20, 0, 9, 9, -21, 13]
+    same_events(ds.__getitems__(order), [ds[i] for i in order])
+
+
+def test_test_split_without_targets(tmp_path):
+    root = write_tiny(tmp_path, {661: 4}, split="test")
+    ds = IceCubeDataset(root, split="test")
+    assert list(ds[0]) == ["pulse_features", "event_id", "n_pulses"] and "azimuth" not in ds.event_table()
+    out = prepare(root, tmp_path / "out", split="test", check=True, progress=False)
+    same_events(list(IceCubeDataset(out, "test")), list(ds))
+
+
+def test_parts_of_a_data_set(tiny_dataset):
+    ds = IceCubeDataset(tiny_dataset)
+    same_events(list(IceCubeDataset(tiny_dataset, batch_ids=[10, 2])), [ds[i] for i in [*range(14, 21), *range(8)]])
+    same_events(list(IceCubeDataset(tiny_dataset, max_events=10)), [ds[i] for i in range(10)])
+    assert IceCubeDataset(tiny_dataset, max_events=8).batch_ids == [2] and len(IceCubeDataset(tiny_dataset, max_events=10**9)) == 21
+    same_events(list(IceCubeDataset(tiny_dataset, events=[10003, 3006, 3012])), [ds[i] for i in (10, 12, 15)])
+    rewrite(tiny_dataset, META, lambda t: t.sample(frac=1, random_state=0))             # the order of the table is the order of the data set
+    mixed = IceCubeDataset(tiny_dataset)
+    back = pd.Series(range(21), index=ds.event_ids)[mixed.event_ids]
+    assert mixed.batch_ids == [2, 3, 10] and (np.diff(back) < 0).any()
+    same_events(list(mixed), [ds[i] for i in back])
+
+
+def test_only_what_is_wanted_is_read(tmp_path):
+    "Row groups that are not wanted may be destroyed without anyone noticing."
+    root = write_tiny(tmp_path, {b: 5 for b in range(1, 21)})
+    rewrite(root, META, lambda t: t, row_group_size=5)
+    rewrite(root, "train/batch_7.parquet", lambda t: t, row_group_size=20)
+    whole = IceCubeDataset(root, batch_ids=[7, 8])
+    first_two = [whole[0], whole[1]]
+    meta = read_meta(root / META, [7, 8])
+    assert (meta.last_pulse_index[:2] < 80).all()
+    for file, keep in ((META, {6, 7}), ("train/batch_7.parquet", set(range(4)))):
+        data = bytearray((root / file).read_bytes())
+        info = pq.ParquetFile(root / file).metadata
+        for g in set(range(info.num_row_groups)) - keep:
+            for c in range(info.num_columns):
+                chunk = info.row_group(g).column(c)
+                start = chunk.dictionary_page_offset or chunk.data_page_offset
+                data[start:start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+        (root / file).write_bytes(data)
+    assert read_meta(root / META, [7, 8]).equals(meta)
+    with pytest.raises(DataError, match="damaged"): read_meta(root / META, [6])
+    same_events(list(IceCubeDataset(root, batch_ids=[7, 8], max_events=2)), first_two)
+    with pytest.raises(DataError, match="damaged"): list(IceCubeDataset(root, batch_ids=[7]))
+
+
+def test_pieces_of_any_size_agree(tiny_dataset, monkeypatch):
+    "Events that lie across pieces and row groups are put together again, also a few from the middle."
+    before = list(IceCubeDataset(tiny_dataset))
+    rewrite(tiny_dataset, BATCH, lambda t: t, row_group_size=11)
+    for rows in (1, 7, 64):
+        monkeypatch.setattr("iceaggr.data.CHUNK_ROWS", rows)
+        same_events(list(IceCubeDataset(tiny_dataset)), before)
+        same_events(list(IceCubeDataset(tiny_dataset, events=[3003, 3012, 2021])), [before[i] for i in (7, 9, 12)])
+    rewrite(tiny_dataset, BATCH, put("charge", -1, 0.0))
+    with pytest.raises(DataError, match="event 3015"): list(IceCubeDataset(tiny_dataset))
+
+
+def test_rows_of_no_event_are_passed_over(tiny_dataset):
+    ds = IceCubeDataset(tiny_dataset)
+    keep = [i for i in range(21) if i not in (0, 9, 10, 20)]
+    expected = [ds[i] for i in keep]
+    rewrite(tiny_dataset, META, lambda t: t.iloc[keep])
+    same_events(list(IceCubeDataset(tiny_dataset)), expected)
+
+
+def test_times_out_of_order_are_sorted_stably(tiny_dataset):
+    def shuffle(t):
+        t = t.assign(time=t.time // 500 * 500)                              # ties
+        return pd.concat([t[t.event_id == 3000].iloc[::-1], t[t.event_id != 3000].sort_values(["event_id", "time"], kind="stable")])
+    rewrite(tiny_dataset, BATCH, shuffle)
+    with pytest.warns(UserWarning, match=r"batch_3\.parquet: column time: 1 events"): ds = list(IceCubeDataset(tiny_dataset, batch_ids=[3]))
+    for e, (_, pulses) in zip(ds, source_events(tiny_dataset, 3)):
+        assert np.array_equal(e["pulse_features"], pulses[np.argsort(pulses[:, 0], kind="stable")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(IceCubeDataset(tiny_dataset, batch_ids=[2, 10]))
+
+
+def test_the_cache_holds_so_many_files(tiny_dataset, monkeypatch):
+    import iceaggr.data as data
+    opened, read = [], data.read_pulses
+    monkeypatch.setattr(data, "read_pulses", lambda path, *a: opened.append(path.name) or read(path, *a))
+    for size, count in ((1, 6), (2, 6), (3, 3)):
+        opened.clear()
+        ds = IceCubeDataset(tiny_dataset, cache_size=size)
+        assert not opened
+        for i in (0, 8, 14, 1, 9, 15): ds[i]
+        assert len(opened) == count and len(ds._open) == size
+    opened.clear()
+    ds = IceCubeDataset(tiny_dataset, cache_size=2)
+    for i in (0, 8, 0, 14, 0, 8): ds[i]                                     # the least recently used goes first
+    assert opened == [f"batch_{b}.parquet" for b in (2, 3, 10, 3)]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("form", ["parquet", "prepared"])
+def test_worker_processes(tiny_dataset, tmp_path, method, form):
+    root = tiny_dataset if form == "parquet" else prepare(tiny_dataset, tmp_path / "out", progress=False)
+    ds = IceCubeDataset(root)
+    expected = list(ds)                                                     # files are open when the workers start
+    sampler = EventBatchSampler(ds, 4, seed=3)
+    loader = torch.utils.data.DataLoader(ds, batch_sampler=sampler, num_workers=2, multiprocessing_context=method, collate_fn=list)
+    for indices, events in zip(sampler, loader, strict=True): same_events(events, [expected[i] for i in indices])
+    same_events(list(pickle.loads(pickle.dumps(ds))), expected)
+
+
+def test_split_by_file():
+    assert split_batches([1, 2, 10]) == ([1, 2], [10]) and split_batches(range(1, 5), 2) == ([1, 3, 4], [2]) and split_batches([3, 1], [1]) == ([3], [1])
+    for ids, valid, words in (([1, 2], [3], "not among"), ([1], None, "no file is left"), ([1, 2], [1, 2], "no file is left"), ([1, 1, 2], None, "must not overlap")):
+        with pytest.raises(DataError, match=words): split_batches(ids, valid)
+
+
+@pytest.fixture
+def many(tmp_path): return IceCubeDataset(write_tiny(tmp_path, {b: 30 + b for b in range(1, 8)}), cache_size=2)
+
+
+@pytest.mark.parametrize("options", [{}, dict(window=1), dict(window=2, chunk=3), dict(max_pulses=60), dict(shuffle=False), dict(shuffle=False, like_size=True),
+                                     dict(shuffle=False, max_pulses=30), dict(like_size=False)])
+def test_sampler_gives_every_event_once(many, options):
+    sampler = EventBatchSampler(many, 8, seed=1, **options)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(batches) == len(sampler) and sorted(sum(batches, [])) == list(range(len(many))) and max(map(len, batches)) <= 8
+        assert batches == list(EventBatchSampler(many, 8, seed=1, **options)) or epoch
+        seen = [min(many.file_of(np.array(b))) for b in batches]
+        if options.get("max_pulses"): assert all(many.n_pulses[b].sum() <= options["max_pulses"] or len(b) == 1 for b in batches)
+        if not options.get("shuffle", True) and not options.get("like_size"): assert sum(batches, []) == list(range(len(many)))
+    if options.get("shuffle", True):
+        assert batches != list(EventBatchSampler(many, 8, seed=1, **options)) and batches != list(EventBatchSampler(many, 8, seed=2, **options))
+
+
+def test_sampler_windows_never_mix(many):
+    for window in (1, 2):
+        sampler, used = EventBatchSampler(many, 8, window=window), []
+        for batch in sampler:
+            for f in np.unique(many.file_of(np.array(batch))):
+                if f not in used: used.append(int(f))
+                assert used.index(f) >= (len(used) - 1) // window * window        # no return to an earlier window
+        assert sorted(used) == list(range(7)) and used != sorted(used)
+    with pytest.warns(UserWarning, match="cache_size=3"): EventBatchSampler(many, 8, window=3)
+    for wrong in (dict(batch_size=0), dict(batch_size=2, max_pulses=0)):
+        with pytest.raises(ValueError, match="at least 1"): EventBatchSampler(many, **wrong)
+
+
+def test_sampler_puts_like_events_together(many):
+    spread = lambda **o: np.mean([np.ptp(many.n_pulses[b]) for b in EventBatchSampler(many, 8, **o)])
+    assert spread() < spread(like_size=False) / 3
+
+
+def test_sampler_order_is_the_same_in_another_process(many):
+    code = ("import sys; from iceaggr.data import *; s = EventBatchSampler(IceCubeDataset(sys.argv[1], cache_size=2), 8, seed=5); s.set_epoch(3); print(list(s))")
+    sampler = EventBatchSampler(many, 8, seed=5)
+    sampler.set_epoch(3)
+    assert subprocess.run([sys.executable, "-c", code, str(many.root)], capture_output=True, text=True, check=True).stdout.strip() == str(list(sampler))
+
+
+def test_prepared_form_is_the_same_data(tiny_dataset, tmp_path):
+    rewrite(tiny_dataset, BATCH, lambda t: t.assign(time=t.time // 1000 * 1000))               # many ties
+    rewrite(tiny_dataset, META, lambda t: t.sample(frac=1, random_state=0))                    # events in any order
+    out = prepare(tiny_dataset, tmp_path / "out", check=True, progress=False)
+    a, b = IceCubeDataset(tiny_dataset), IceCubeDataset(out)
+    assert b.prepared and not a.prepared and find_batches(out) == [2, 3, 10]
+    same_events(list(a), list(b))
+    order = np.random.default_rng(0).permutation(len(a))
+    same_events(a.__getitems__(order), b.__getitems__(order))
+    assert a.event_table().equals(b.event_table())
+    assert list(EventBatchSampler(a, 4)) == list(EventBatchSampler(b, 4))
+    same_events(list(IceCubeDataset(tiny_dataset, events=a.event_ids[9:12])), list(IceCubeDataset(out, events=a.event_ids[9:12])))
+    same_events(list(IceCubeDataset(tiny_dataset, batch_ids=[10, 3], max_events=9)), list(IceCubeDataset(out, batch_ids=[10, 3], max_events=9)))
+    assert not list(out.rglob(".*"))
+
+
+def test_prepared_tables_describe_the_events(tiny_dataset, tmp_path):
+    out = prepare(tiny_dataset, tmp_path / "out", progress=False)
+    tables = {p: pd.read_feather(out / f"train/batch_3.{p}.arrow") for p in ("pulses", "doms", "events")}
+    for e, (row, source) in zip(tables["events"].itertuples(), source_events(tiny_dataset, 3), strict=True):
+        pulses = tables["pulses"].iloc[e.first_pulse:e.first_pulse + e.n_pulses]
+        expected = source[np.lexsort((source[:, 0], source[:, 2]))]
+        assert np.array_equal(pulses[["time", "charge", "sensor_id", "auxiliary"]].to_numpy(np.float32), expected)
+        doms = tables["doms"].iloc[e.first_dom:e.first_dom + e.n_doms]
+        groups = pd.DataFrame(source[:, :3], columns=["time", "charge", "sensor"]).groupby("sensor")
+        assert doms.sensor_id.tolist() == sorted(groups.groups) and doms.n_pulses.tolist() == groups.size().tolist() and doms.first_time.tolist() == groups.time.min().tolist()
+        assert np.allclose(doms.charge, groups.charge.sum()) and doms.first_pulse.iloc[0] == e.first_pulse
+        assert e.first_time == source[:, 0].min() and np.isclose(e.charge, source[:, 1].sum()) and (e.event_id, e.azimuth) == (row.event_id, row.azimuth)
+
+
+def test_prepare_resumes_and_notices_change(tiny_dataset, tmp_path):
+    out = tmp_path / "out"
+    prepare(tiny_dataset, out, batch_ids=[2], progress=False)
+    stamp = lambda b, part="events": (out / f"train/batch_{b}.{part}.arrow").stat().st_mtime_ns
+    first = stamp(2)
+    prepare(tiny_dataset, out, progress=False)
+    assert stamp(2) == first                                                # finished: kept
+    pulses = out / "train/batch_3.pulses.arrow"
+    pulses.write_bytes(pulses.read_bytes()[:-100])                          # not whole: refused, and made anew
+    with pytest.raises(DataError, match="batch_3.pulses.arrow: missing or not whole.*prepare"): IceCubeDataset(out)
+    third, tenth = stamp(3), stamp(10)
+    prepare(tiny_dataset, out, progress=False)
+    assert stamp(3) != third and stamp(10) == tenth
+    events = out / "train/batch_10.events.arrow"
+    events.write_bytes(events.read_bytes()[:50])
+    with pytest.raises(DataError, match="batch_10.events.arrow.*prepare"): IceCubeDataset(out)
+    prepare(tiny_dataset, out, progress=False)
+    rewrite(tiny_dataset, BATCH, lambda t: t.assign(charge=t.charge * 2))   # another source
+    prepare(tiny_dataset, out, check=True, progress=False)
+    same_events(list(IceCubeDataset(out)), list(IceCubeDataset(tiny_dataset)))
+
+
+def test_prepare_check_finds_a_changed_value(tiny_dataset, tmp_path):
+    out = prepare(tiny_dataset, tmp_path / "out", progress=False)
+    path = out / "train/batch_3.pulses.arrow"
+    data, table = bytearray(path.read_bytes()), pd.read_feather(path)
+    at = data.find(table.time.to_numpy().tobytes())
+    assert at > 0
+    data[at] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="batch_3.pulses.arrow: differs"): prepare(tiny_dataset, out, check=True, progress=False)
+
+
+def test_prepare_leaves_nothing_half_done(tiny_dataset, tmp_path, monkeypatch):
+    import iceaggr.data as data
+    write, count = data.write_arrow, [0]
+    def failing(table, path):
+        count[0] += 1
+        if count[0] == 5: raise OSError("disk full")
+        write(table, path)
+    monkeypatch.setattr(data, "write_arrow", failing)
+    out = tmp_path / "out"
+    with pytest.raises(OSError): prepare(tiny_dataset, out, progress=False)
+    assert find_batches(out) == [2]                                         # the second set lacks its event table
+    monkeypatch.undo()
+    prepare(tiny_dataset, out, check=True, progress=False)
+    assert find_batches(out) == [2, 3, 10]
+    with pytest.raises(DataError, match="folder of its own"): prepare(tiny_dataset, tiny_dataset)
+    with pytest.raises(DataError, match="already"): prepare(out, tmp_path / "again")
+    rewrite(tiny_dataset, BATCH, put("charge", 0, 0.0))
+    with pytest.raises(DataError, match="batch_3.parquet: column charge"): prepare(tiny_dataset, tmp_path / "bad", progress=False)
+
+
+def test_real_physics_events(ppc_root, tmp_path):
+    ds = IceCubeDataset(ppc_root, batch_ids=[4], max_events=3000)
+    out = prepare(ppc_root, tmp_path, batch_ids=[4], check=True, progress=False)
+    mapped = IceCubeDataset(out, max_events=3000)
+    rows = np.random.default_rng(0).permutation(3000)
+    same_events(ds.__getitems__(rows), mapped.__getitems__(rows))
+    assert not np.array_equal(ds.geometry.xyz, IceCubeDataset(write_tiny(tmp_path / "t")).geometry.xyz) and np.array_equal(ds.geometry.xyz, mapped.geometry.xyz)
