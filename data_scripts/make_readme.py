@@ -21,6 +21,8 @@ def pages():
             if "image/png" in output.get("data", {}):
                 png = base64.b64decode("".join(output["data"]["image/png"]))
                 parts.append(f"![An event in the detector]({picture})")
+            elif "text/markdown" in output.get("data", {}):
+                parts.append("".join(output["data"]["text/markdown"]))
     return "\n\n".join(parts) + "\n", png
 
 

@@ -227,8 +227,9 @@ class PackedLayout:
 
     def pool(self, values:Tensor, logits:Tensor|None=None) -> Tensor: # (S * L, C), (S * L, Q) -> (N, C)
         "Weighted mean over each whole segment; padding left out."
-        v, ids, N = values[self.pool_tokens], self.pool_ids, self.n_segments
-        w = v.new_zeros(len(v), 1) if logits is None else logits[self.pool_tokens]
+        dtype = torch.promote_types(values.dtype, torch.float32)           # sums over many tokens: not in half precision
+        v, ids, N = values[self.pool_tokens].to(dtype), self.pool_ids, self.n_segments
+        w = v.new_zeros(len(v), 1) if logits is None else logits[self.pool_tokens].to(dtype)
         top = w.new_full((N, w.shape[1]), -torch.inf).scatter_reduce(0, ids[:, None].expand_as(w), w.detach(), "amax")
         w = (w - top[ids]).exp()
         total = w.new_zeros(N, w.shape[1]).index_add(0, ids, w)

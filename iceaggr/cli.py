@@ -36,7 +36,7 @@ def batch_numbers(
 def simulate(args):
     "Simulate a data set in the Kaggle layout."
     from iceaggr.simulation import simulate_dataset
-    out = simulate_dataset(args.out, args.events, seed=args.seed, mix=args.mix, bright=args.bright, workers=args.workers)
+    out = simulate_dataset(args.out, args.events, seed=args.seed, mix=args.mix, bright=args.bright, workers=args.workers, geometry=args.geometry)
     print(f"{args.events:,} simulated events in {out}")
 
 # %% ../nbs/14_cli.ipynb #aa176c1c
@@ -185,6 +185,7 @@ def add_simulate(p):
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same events, whatever the number of workers")
     p.add_argument("--mix", choices=("default", "ppc"), default="default", help="kinds and energies of the events")
     p.add_argument("--bright", action="store_true", help="add events of over 100,000 pulses")
+    p.add_argument("--geometry", metavar="PATH", help="sensor_geometry.csv, or a folder that has one; default: the nominal detector")
     p.add_argument("--workers", type=positive, help="processes; default: one a core")
 
 def add_prepare(p):
@@ -241,3 +242,6 @@ def complain(error, code:int) -> int:
     if os.environ.get("ICEAGGR_TRACEBACK") and isinstance(error, BaseException): raise error
     print(f"iceaggr: error: {error}", file=sys.stderr)
     return code
+
+# %% ../nbs/14_cli.ipynb #289f7a41
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())      # python -m iceaggr.cli; a notebook has no __file__

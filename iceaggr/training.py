@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOG_COLUMNS', 'TrainSettings', 'lr_factor', 'update_average', 'save_state', 'write_log', 'load_state', 'validate',
-           'stop_signal', 'train_step', 'fit', 'end_epoch', 'train', 'choose_batches', 'claim_run']
+           'stop_signal', 'train_step', 'fit', 'end_epoch', 'plot_log', 'train', 'choose_batches', 'claim_run']
 
 # %% ../nbs/11_training.ipynb #12e312c5
 import dataclasses
@@ -225,6 +225,20 @@ def end_epoch(run:Path, state:dict, average:HierarchicalTransformer, valid_ds, s
     state.update(epoch=state["epoch"] + 1, batch=0, epoch_loss=0., epoch_events=0, epoch_seconds=0.)
 
 # %% ../nbs/11_training.ipynb #0f018e4d
+def plot_log(
+    log:pd.DataFrame, # the log of a run
+): # matplotlib figure
+    "Curves of a run: loss, and angular error on the validation events."
+    from matplotlib.figure import Figure
+    fig = Figure(figsize=(9, 2.8), layout="constrained")
+    axes = fig.subplots(1, 2)
+    axes[0].plot(log.minutes, log.train_loss, "o-", label="training"); axes[0].plot(log.minutes, log.valid_loss, "s--", label="validation")
+    axes[0].set(xlabel="minutes", ylabel="von Mises-Fisher loss"); axes[0].legend()
+    axes[1].plot(log.minutes, log.valid_mean_degrees, "o-", label="mean"); axes[1].plot(log.minutes, log.valid_median_degrees, "s--", label="median")
+    axes[1].set(xlabel="minutes", ylabel="angular error [degrees]", ylim=(0, None)); axes[1].legend()
+    return fig
+
+# %% ../nbs/11_training.ipynb #24efd0b9
 def train(
     data, # folder in the Kaggle layout or in the prepared form
     run, # folder of the run, new unless `resume`
@@ -247,9 +261,12 @@ def train(
     valid_ds = IceCubeDataset(data, batch_ids=valid_batches, max_events=settings.valid_events, cache_size=1)
     torch.manual_seed(settings.seed)
     model = HierarchicalTransformer(preset, train_ds.geometry).to(device)
-    return fit(model, train_ds, valid_ds, run, settings, resume and (run / "state.pt").exists(), workers, progress)
+    log = fit(model, train_ds, valid_ds, run, settings, resume and (run / "state.pt").exists(), workers, progress)
+    if len(log):
+        with replacing(run / "curves.png") as part: plot_log(log).savefig(part, format="png", dpi=120)
+    return log
 
-# %% ../nbs/11_training.ipynb #24efd0b9
+# %% ../nbs/11_training.ipynb #7147f48e
 def choose_batches(
     data, # folder of the data set
     train_batches:list|None, # wanted, None: the rest
@@ -267,7 +284,7 @@ def choose_batches(
     if both: raise DataError(f"files {both} are both to train and to validate on: validation must not share a file with training")
     return list(train_batches), list(valid_batches)
 
-# %% ../nbs/11_training.ipynb #7147f48e
+# %% ../nbs/11_training.ipynb #0a4ad6d6
 def claim_run(
     run:Path, # folder
     facts:dict, # what settings.json shall say

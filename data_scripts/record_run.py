@@ -1,0 +1,32 @@
+"""Append the result of a training run to benchmarks/results/runs.csv, which notebooks read.
+
+    python data_scripts/record_run.py RUN METRICS --hardware "2 cores of ..."
+
+RUN is the folder that `iceaggr train` made, METRICS the metrics.json that `iceaggr evaluate` wrote for its predictions. The commit is that of
+this checkout, which must be the one that trained."""
+import argparse
+import json
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("run", type=Path)
+parser.add_argument("metrics", type=Path)
+parser.add_argument("--hardware", required=True)
+parser.add_argument("--out", type=Path, default=Path("benchmarks/results/runs.csv"))
+args = parser.parse_args()
+
+settings, metrics = json.loads((args.run / "settings.json").read_text()), json.loads(args.metrics.read_text())
+log = pd.read_csv(args.run / "log.csv")
+commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+row = dict(commit=commit, seed=settings["train"]["seed"], hardware=args.hardware, data=metrics["data"]["name"], train_batches=" ".join(map(str, settings["train_batches"])),
+           valid_batches=" ".join(map(str, metrics["batches"])), minutes=settings["train"]["minutes"], epochs=len(log), steps=int(log.step.iloc[-1]), events=metrics["n_events"])
+for who in ("model", "line_fit"):
+    row |= {f"{who}_mean": metrics[who]["mean_degrees"], f"{who}_median": metrics[who]["median_degrees"]}
+    row |= {f"{who}_median_{kind['name']}": kind[who]["median"] for kind in metrics["by"].get("type", [])}
+args.out.parent.mkdir(parents=True, exist_ok=True)
+old = [pd.read_csv(args.out)] if args.out.exists() else []
+pd.concat([*old, pd.DataFrame([row])]).to_csv(args.out, index=False)
+print(pd.Series(row).to_string())

@@ -1,0 +1,98 @@
+"""The command as a user runs it: processes of its own, exit codes, interruption and resume."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+
+COMMAND = [sys.executable, "-m", "iceaggr.cli"]
+
+
+def call(*args, **kwargs):
+    "Run a verb to its end."
+    return subprocess.run([*COMMAND, *map(str, args)], capture_output=True, text=True, **kwargs)
+
+
+def weights(run):
+    return load_file(run / "last.safetensors")
+
+
+@pytest.mark.parametrize("verb", ["simulate", "prepare", "train", "predict", "evaluate", "display", "bench"])
+def test_help(verb):
+    done = call(verb, "--help")
+    assert done.returncode == 0 and done.stdout.startswith("usage: iceaggr " + verb)
+
+
+def test_train_predict_evaluate_from_either_form(tiny_dataset, tmp_path):
+    assert call("prepare", "--data", tiny_dataset, "--out", tmp_path / "prepared", "--check").returncode == 0
+    tables = []
+    for form in (tiny_dataset, tmp_path / "prepared"):
+        run = tmp_path / f"run-{form.name}"
+        done = call("train", "--data", form, "--out", run, "--epochs", 1, "--batch-size", 4, "--train-batches", "2,3", "--valid-batches", 10)
+        assert done.returncode == 0, done.stderr
+        settings = json.loads((run / "settings.json").read_text())
+        assert settings["train_batches"] == [2, 3] and settings["valid_batches"] == [10] and settings["train"]["batch_size"] == 4
+        done = call("predict", "--run", run, "--data", form, "--batches", 10, "--out", run / "p.parquet")
+        assert done.returncode == 0, done.stderr
+        tables.append(pd.read_parquet(run / "p.parquet"))
+        assert tables[-1].event_id.tolist() == [10_000 + 3 * i for i in range(7)]
+    pd.testing.assert_frame_equal(*tables)                              # the same batches, the same weights, the same predictions
+    done = call("evaluate", "--predictions", run / "p.parquet", "--data", tiny_dataset, "--out", tmp_path / "report")
+    assert done.returncode == 0 and json.loads((tmp_path / "report/metrics.json").read_text())["n_events"] == 7, done.stderr
+
+
+def test_interrupted_training_resumes_to_the_same_weights(tiny_dataset, tmp_path):
+    args = ["train", "--data", tiny_dataset, "--epochs", 40, "--batch-size", 2, "--train-batches", "2,3", "--valid-batches", 10]
+    assert call(*args, "--out", tmp_path / "whole").returncode == 0
+    process = subprocess.Popen([*COMMAND, *map(str, args), "--out", str(tmp_path / "cut")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not (tmp_path / "cut/state.pt").exists() and process.poll() is None and time.monotonic() < until: time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "--resume" in out + err, err
+    assert len(pd.read_csv(tmp_path / "cut/log.csv")) < 40              # it was interrupted
+    refused = call(*args, "--out", tmp_path / "cut")
+    assert refused.returncode == 2 and "--resume" in refused.stderr
+    done = call(*args, "--out", tmp_path / "cut", "--resume")
+    assert done.returncode == 0, done.stderr
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all((whole[k] == cut[k]).all() for k in whole)
+    assert len(pd.read_csv(tmp_path / "cut/log.csv")) == 40
+    assert not [p for p in (tmp_path / "cut").iterdir() if "part" in p.name]
+
+
+def test_another_detector_is_refused(tiny_dataset, tmp_path):
+    run = tmp_path / "run"
+    assert call("train", "--data", tiny_dataset, "--out", run, "--epochs", 1).returncode == 0
+    from iceaggr.geometry import Geometry
+    Geometry.nominal().to_csv(tiny_dataset / "sensor_geometry.csv")
+    table = pd.read_csv(tiny_dataset / "sensor_geometry.csv")
+    table.assign(x=table.x + 1.5).to_csv(tiny_dataset / "sensor_geometry.csv", index=False)
+    done = call("predict", "--run", run, "--data", tiny_dataset, "--out", tmp_path / "p.csv")
+    assert done.returncode == 1 and "1.5 m" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_bad_data_is_named_without_traceback(tiny_dataset, tmp_path):
+    path = tiny_dataset / "train/batch_3.parquet"
+    table = pd.read_parquet(path)
+    table.iloc[4, table.columns.get_loc("charge")] = float("nan")
+    table.to_parquet(path)
+    done = call("train", "--data", tiny_dataset, "--out", tmp_path / "run", "--epochs", 1)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in ("batch_3.parquet", "charge", "3000"))
+
+
+def test_core_modules_need_only_the_core_packages():
+    script = """
+import sys
+for name in ("plotly", "matplotlib", "ipywidgets", "scipy", "fastcore", "nbdev", "IPython"): sys.modules[name] = None
+import iceaggr.training, iceaggr.model, iceaggr.evaluation, iceaggr.display, iceaggr.simulation, iceaggr.benchmark, iceaggr.cli
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
