@@ -875,7 +875,7 @@ def write_batches(out:Path, chunks, n_events:int, per_file:int, progress:bool): 
 
 # %% ../nbs/03_simulation.ipynb #18899c07
 def demo_dataset(
-    n_events:int=600, # at least 20
+    n_events:int=5_000, # at least 20
     seed:int=0,
 ): # Path
     "A small simulated data set of five files, made once in the user's temporary folder."
