@@ -2,11 +2,9 @@
 
     python data_scripts/record_run.py RUN METRICS --hardware "2 cores of ..."
 
-RUN is the folder that `iceaggr train` made, METRICS the metrics.json that `iceaggr evaluate` wrote for its predictions. The commit is that of
-this checkout, which must be the one that trained."""
+RUN is the folder that `iceaggr train` made, METRICS the metrics.json that `iceaggr evaluate` wrote for its predictions."""
 import argparse
 import json
-import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -20,8 +18,7 @@ args = parser.parse_args()
 
 settings, metrics = json.loads((args.run / "settings.json").read_text()), json.loads(args.metrics.read_text())
 log = pd.read_csv(args.run / "log.csv")
-commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-row = dict(commit=commit, seed=settings["train"]["seed"], hardware=args.hardware, data=metrics["data"]["name"], train_batches=" ".join(map(str, settings["train_batches"])),
+row = dict(commit=settings["commit"], seed=settings["train"]["seed"], hardware=args.hardware, data=metrics["data"]["name"], train_batches=" ".join(map(str, settings["train_batches"])),
            valid_batches=" ".join(map(str, metrics["batches"])), minutes=settings["train"]["minutes"], epochs=len(log), steps=int(log.step.iloc[-1]), events=metrics["n_events"])
 for who in ("model", "line_fit"):
     row |= {f"{who}_mean": metrics[who]["mean_degrees"], f"{who}_median": metrics[who]["median_degrees"]}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 # %% ../nbs/08_accumulator.ipynb #5c0f8521
 class EventAccumulator:
-    "Holds DOM embeddings by event until all DOMs of the event have come. Gradients are kept."
+    "Holds DOM embeddings by event until all DOMs of the event have come. Gradients are kept. An event that was handed out is forgotten: its DOMs may come again, in the next epoch for instance."
     def __init__(self): self.events = {}
 
     def clear(self):

@@ -63,10 +63,10 @@ def make_group(
     "One group of neighbouring segments, padded to the longest where their lengths differ."
     width, count, total = int(lengths.max()), len(lengths), int(lengths.sum())
     if width * count == total: return Group(start, start + total, count, width)
-    cell = torch.arange(width)
+    cell = torch.arange(width, device=lengths.device)
     valid = cell < lengths[:, None]
     index = (lengths.cumsum(0) - lengths)[:, None] + torch.minimum(cell, lengths[:, None] - 1)
-    bias = torch.zeros(count, 1, 1, width).masked_fill_(~valid[:, None, None, :], -torch.inf)
+    bias = torch.zeros(count, 1, 1, width, device=lengths.device).masked_fill_(~valid[:, None, None, :], -torch.inf)
     return Group(start, start + total, count, width, index.reshape(-1), valid.reshape(-1), bias)
 
 # %% ../nbs/06_attention.ipynb #77d1d582
@@ -91,6 +91,7 @@ def make_groups(
 def chunk_groups(
     groups:list, # of Group, over whole segments
     max_len:int, # longest span of attention
+    device="cpu",
 ) -> list: # of Group
     "The same tokens, with segments longer than max_len cut into chunks."
     out = []
@@ -100,14 +101,14 @@ def chunk_groups(
         start = g.start
         for n in lengths:
             whole, rest = divmod(n, max_len)
-            if whole: out.append(make_group(start, torch.full((whole,), max_len)))
-            if rest: out.append(make_group(start + whole * max_len, torch.tensor([rest])))
+            if whole: out.append(make_group(start, torch.full((whole,), max_len, device=device)))
+            if rest: out.append(make_group(start + whole * max_len, torch.tensor([rest], device=device)))
             start += n
     return out
 
 # %% ../nbs/06_attention.ipynb #f8ae5833
 class GroupedLayout:
-    "Tokens sorted by the length of their segment, so that nothing (or next to nothing) is padded."
+    "Tokens sorted by the length of their segment: up to 16 tokens nothing is padded, above it a quarter at most."
     def __init__(self,
         lengths:Tensor, # (N,) tokens of each segment, all at least 1
         max_len:int|None=None, # longest span of attention; None: whole segments
@@ -115,11 +116,11 @@ class GroupedLayout:
         self.lengths, order = torch.sort(lengths, stable=True)
         first = (lengths.cumsum(0) - lengths)[order]
         ends = self.lengths.cumsum(0)
-        self.token_order = torch.arange(int(lengths.sum())) + torch.repeat_interleave(first - (ends - self.lengths), self.lengths)
-        self.segment_rank = torch.empty_like(order).index_put_((order,), torch.arange(len(order)))
+        self.token_order = torch.arange(int(lengths.sum()), device=lengths.device) + torch.repeat_interleave(first - (ends - self.lengths), self.lengths)
+        self.segment_rank = torch.empty_like(order).index_put_((order,), torch.arange(len(order), device=lengths.device))
         self.n_single = int((lengths == 1).sum())              # leading tokens that are alone in their segment
         self.whole = make_groups(self.lengths)
-        self.spans = self.whole if max_len is None else chunk_groups(self.whole, max_len)
+        self.spans = self.whole if max_len is None else chunk_groups(self.whole, max_len, lengths.device)
 
     def arrange(self, x:Tensor) -> Tensor: # tokens as given -> tokens in the layout's order
         return x[self.token_order]
@@ -144,13 +145,14 @@ class GroupedLayout:
         logits:Tensor|None=None, # (T, Q): weights of softmax pooling, one a head of C / Q channels; None: mean
     ) -> Tensor: # (N, C), in the layout's order
         "Weighted mean over each whole segment."
+        values = values.to(torch.promote_types(values.dtype, torch.float32))   # sums over many tokens: not in half precision
         sizes = [self.n_single, *(g.stop - g.start for g in self.whole)]
         alone, *values = values.split(sizes)
         logits = [None] * len(sizes) if logits is None else logits.split(sizes)
         out = [alone]
         for g, v, logit in zip(self.whole, values, logits[1:]):
             v = g.rows(v)
-            w = v.new_ones(g.count, g.width, 1) if logit is None else g.rows(logit)
+            w = v.new_ones(g.count, g.width, 1) if logit is None else g.rows(logit).to(v.dtype)
             if g.bias is not None:
                 bias = g.bias.view(g.count, g.width, 1).to(v.dtype)
                 w = w + bias if logit is not None else w * bias.exp()
@@ -192,8 +194,11 @@ def ordered_blocks(
 # %% ../nbs/06_attention.ipynb #e01c00a7
 @functools.cache
 def compiled_flex_attention(): # compiled on first use: importing stays cheap where there is no GPU
-    "FlexAttention, compiled for fixed shapes."
-    return torch.compile(flex_attention, dynamic=False)
+    "FlexAttention, compiled for fixed shapes; too many of them is an error, not a silent return to the uncompiled form, which holds all scores."
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 128)              # 8 by default: sizes of T1 and T2, with and without gradients
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 512)
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 # %% ../nbs/06_attention.ipynb #7bb7a3a2
 class PackedLayout:

@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 from . import __version__
 from .data import IceCubeDataset, find_batches, replacing
 from .direction import angles_to_vector, vmf_loss
-from .model import HierarchicalTransformer, pile_up, to_device
-from .packing import collate_dom_packing
+from .model import HierarchicalTransformer
+from .packing import collate_dom_packing, to_device
 from .simulation import demo_dataset
 
 # %% ../nbs/13_benchmarks.ipynb #6507a28d
@@ -34,10 +34,10 @@ def seconds(
     "Median time of a call."
     times = []
     for _ in range(runs + 1):
-        if device == "cuda": torch.cuda.synchronize()
+        if device.startswith("cuda"): torch.cuda.synchronize()
         start = time.perf_counter()
         f()
-        if device == "cuda": torch.cuda.synchronize()
+        if device.startswith("cuda"): torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
 
@@ -90,10 +90,10 @@ def run_benchmarks(
     events = [ds[i] for i in range(len(ds))]
     batch = to_device(collate_dom_packing(events), device)
     model = HierarchicalTransformer(preset, ds.geometry).to(device)
-    steps = benchmark_steps(events, batch, model, device)
+    steps = benchmark_steps(events, batch, model)
     times = {name: seconds(f, runs=3, device=device) for name, f in tqdm(steps.items(), "benchmarks", disable=not progress)}
     m = batch["metadata"]
-    results = dict(version=__version__, torch=torch.__version__, device=device, processor=torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
+    results = dict(version=__version__, torch=torch.__version__, device=device, processor=torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine(),
                    threads=torch.get_num_threads(), preset=preset, data="simulated" if data is None else Path(data).name, events=len(events), pulses=int(batch["dom_mask"].sum()),
                    doms=int(m["total_doms"]), sequences=len(batch["packed_sequences"]), filled=float(batch["dom_mask"].float().mean()),
                    matrix_gflops=matrix_rate(model.settings.event_d_model, device) / 1e9, seconds=times)
@@ -105,7 +105,11 @@ def run_benchmarks(
     return results
 
 # %% ../nbs/13_benchmarks.ipynb #13b285d4
-def benchmark_steps(events, batch, model, device) -> dict: # {name: call}
+def benchmark_steps(
+    events:list, # events of the batch
+    batch:dict, # the same, packed, on the device
+    model:HierarchicalTransformer,
+) -> dict: # {name: call}
     "What is timed."
     target = angles_to_vector(*batch["metadata"]["targets"].T)
     def with_kernel(f, kernel):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .attention import Block, GroupedLayout, PackedLayout, SegmentPool
 from .direction import vector_to_angles
+from .dom_transformer import full_precision
 from .features import DOMEncoder, event_centre, sensor_table
 from .geometry import Geometry
 from .packing import event_time_reference
@@ -66,6 +67,12 @@ class EventTransformer(nn.Module):
         self.pool = SegmentPool(d_model)
         self.head = nn.Sequential(nn.LayerNorm(d_model), nn.Linear(d_model, d_model), nn.GELU(), nn.Linear(d_model, 3))
 
+    def _apply(self, fn, recurse=True): # a copy of the model in another precision keeps the positions
+        sensors = self.sensors
+        super()._apply(fn, recurse)
+        self.sensors = sensors.to(self.sensors.device)
+        return self
+
     def forward(self, *args, **kwargs) -> Tensor: # (B, 2) azimuth in [0, 2 pi), zenith in [0, pi]
         "Arguments as in `vector`."
         return torch.stack(vector_to_angles(self.vector(*args, **kwargs)), -1)
@@ -82,7 +89,7 @@ class EventTransformer(nn.Module):
         dom_to_event_idx:Tensor, # (D,) event of each DOM, 0 to batch_size - 1
         batch_size:int, # B
         dom_features:Tensor|None=None, # (D, 3) first time [ns], summed charge [p.e.], number of pulses; None: no terms of time and charge
-        **_, # further keys of a T2 batch
+        event_ids=None, targets=None, # further keys of a T2 batch, not used
     ) -> Tensor: # (B, 3): direction times kappa
         "The von Mises-Fisher vector of each event."
         check_doms(dom_embeddings, dom_ids, dom_to_event_idx, batch_size, dom_features, len(self.sensors))
@@ -100,6 +107,7 @@ class EventTransformer(nn.Module):
             keep = keep[torch.argsort(dom_to_event_idx[keep], stable=True)]
         event = dom_to_event_idx[keep]
         x = self.embed(dom_embeddings[keep].to(self.embed.weight.dtype))
+        x = full_precision(x, self.embed.weight)
         x = x + (self.encoder(sensors[keep]) if dom_features is None else self.encoder(sensors[keep], dom_features[keep], time[event], centre[event]))
         x = self.attend(x, event, counts.clamp(max=self.max_doms))
         with torch.autocast(x.device.type, enabled=False): v = self.head(x.to(self.embed.weight.dtype))   # three digits of bfloat16 are 0.2 degrees
@@ -121,7 +129,14 @@ class EventTransformer(nn.Module):
         return self.pool(x, layout)
 
 # %% ../nbs/09_event_transformer.ipynb #71de79a5
-def check_doms(dom_embeddings, dom_ids, dom_to_event_idx, batch_size, dom_features, n_sensors):
+def check_doms(
+    dom_embeddings, # (D, C)
+    dom_ids, # (D,)
+    dom_to_event_idx, # (D,)
+    batch_size, # B
+    dom_features, # (D, 3) or None
+    n_sensors, # sensors of the model's geometry
+):
     "ValueError if the arguments of T2 do not fit together."
     D = len(dom_ids)
     if len(dom_embeddings) != D or len(dom_to_event_idx) != D or (dom_features is not None and tuple(dom_features.shape) != (D, 3)):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'ModelSettings', 'model_settings', 'frame_to_events', 'align_times', 'event_batches',
-           'HierarchicalTransformer', 'predict_dataset', 'to_device', 'prediction_table', 'save_weights', 'pile_up']
+           'HierarchicalTransformer', 'predict_dataset', 'prediction_table', 'save_weights', 'pile_up']
 
 # %% ../nbs/10_model.ipynb #2e02c5e6
 import dataclasses
@@ -25,12 +25,12 @@ from tqdm.auto import tqdm
 
 import iceaggr
 from .accumulator import EventAccumulator
-from .data import replacing
+from .data import cut_batches, replacing
 from .direction import vector_to_angles, vmf_quantile
 from .dom_transformer import DOMTransformer
 from .event_transformer import EventTransformer
 from .geometry import Geometry
-from .packing import collate_dom_packing, split_batch
+from .packing import collate_dom_packing, split_batch, to_device
 
 # %% ../nbs/10_model.ipynb #99a713bc
 @dataclass
@@ -45,7 +45,7 @@ class ModelSettings:
     event_heads:int = 8         # T2: heads
     event_layers:int = 4        # T2: blocks
     max_doms:int = 5160         # T2: most DOMs an event; fewer is an opt-in budget
-    dropout:float = 0.
+    dropout:float = 0.          # share of the activations dropped after each attention and perceptron
 
 # %% ../nbs/10_model.ipynb #881ba03c
 PRESETS = dict(
@@ -79,6 +79,9 @@ def frame_to_events(
     if not len(pulses): return []
     codes, ids = pd.factorize(pulses["event_id"])
     if (codes < 0).any(): raise ValueError("event_id is missing in some rows")
+    names = pd.to_numeric(pd.Series(ids), errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    odd = ~(np.isfinite(names) & (names % 1 == 0) & (np.abs(names) < 2.0 ** 63))
+    if odd.any(): raise ValueError(f"event_id {ids[odd.argmax()]!r} is not a whole number: number the events")
     aux = pulses["auxiliary"] if "auxiliary" in pulses else pd.Series(False, index=pulses.index)
     table = np.stack([pd.to_numeric(pulses[c]).to_numpy(np.float64, na_value=np.nan) for c in ("time", "charge", "sensor_id")] + [aux.to_numpy(np.float64, na_value=np.nan)], 1)
     for what, bad in (("a value that is not a finite number", ~np.isfinite(table).all(1)), ("a charge that is not positive", table[:, 1] <= 0),
@@ -105,15 +108,11 @@ def align_times(
 
 # %% ../nbs/10_model.ipynb #60ac90ad
 def event_batches(
-    events, # iterable of events
+    events:list, # events
     max_pulses:int=32_768, # pulses a batch; a larger event makes a batch of its own
 ): # yields lists of events
     "Events in order, in lists of at most so many pulses."
-    held, n = [], 0
-    for e in events:
-        if held and n + int(e["n_pulses"]) > max_pulses: yield held; held, n = [], 0
-        held.append(e); n += int(e["n_pulses"])
-    if held: yield held
+    for start, stop in cut_batches([int(e["n_pulses"]) for e in events], len(events), max_pulses): yield events[start:stop]
 
 # %% ../nbs/10_model.ipynb #6580e050
 class HierarchicalTransformer(nn.Module):
@@ -146,13 +145,13 @@ class HierarchicalTransformer(nn.Module):
         "T1 on a batch of whole events; ValueError names events of which DOMs are missing."
         embeddings, m = self.t1(batch)
         held = torch.bincount(m["dom_to_event_idx"], minlength=len(m["event_ids"]))
-        partial = m["event_ids"][held != m["event_dom_counts"]].tolist()
+        partial = [] if m.get("event_dom_counts") is None else m["event_ids"][held != m["event_dom_counts"]].tolist()
         if partial: raise ValueError(f"the batch holds parts of events {partial[:10]}{' ...' if len(partial) > 10 else ''}: use predict, or T1, EventAccumulator and T2")
         return dict(dom_embeddings=embeddings, dom_ids=m["sensor_ids"], dom_to_event_idx=m["dom_to_event_idx"], batch_size=len(held), dom_features=m["dom_features"])
 
     @torch.no_grad()
     def predict(self,
-        pulses, # pandas frame of pulses, or an iterable of packed batches, the events in any parts
+        pulses, # pandas frame of pulses, or a packed batch or an iterable of them, the events in any parts
         max_sequences:int=64, # packed sequences in memory at once
         progress:bool=False, # show a progress bar
     ) -> pd.DataFrame: # event_id, azimuth, zenith [rad], kappa, r68 [degrees], in order of first appearance
@@ -161,18 +160,23 @@ class HierarchicalTransformer(nn.Module):
             events = frame_to_events(pulses, len(self.t2.sensors))
             lists = list(event_batches(events, max_sequences * self.settings.max_seq_len))
             pulses = (collate_dom_packing(some, self.settings.max_seq_len) for some in tqdm(lists, "predict", disable=not progress))
-        training, acc, seen, found = self.training, EventAccumulator(), {}, []
+        if isinstance(pulses, dict): pulses = [pulses]
+        training, acc, seen, done, found = self.training, EventAccumulator(), {}, set(), []
         self.eval()
         try:
             for batch in pulses:
-                seen.update(dict.fromkeys(batch["metadata"]["event_ids"].tolist()))
+                ids = batch["metadata"]["event_ids"].tolist()
+                if not done.isdisjoint(ids): raise ValueError(f"event {next(i for i in ids if i in done)} comes again after it was complete: was a batch given twice, or does event_id occur in two files?")
+                seen.update(dict.fromkeys(ids))
                 for part in ([batch] if len(batch["packed_sequences"]) <= max_sequences else split_batch(batch, max_sequences)):
                     acc.add_batch(*self.t1(to_device(part, self.device), max_sequences))
                 for t2_batch in acc.get_complete_events(batch_size=256):
                     found.append(prediction_table(t2_batch["event_ids"], self.t2.vector(**t2_batch)))
+                    done.update(t2_batch["event_ids"].tolist())
         finally: self.train(training)
         if acc.incomplete():
-            warnings.warn("incomplete events get no prediction: " + ", ".join(f"{i} ({n} of {m} DOMs)" for i, (n, m) in list(acc.incomplete().items())[:20]))
+            missing = [f"{i} ({n} of {m} DOMs)" for i, (n, m) in acc.incomplete().items()]
+            warnings.warn(f"{len(missing)} incomplete events get no prediction: " + ", ".join(missing[:100]) + (f" and {len(missing) - 100} more" if len(missing) > 100 else ""))
         table = pd.concat(found) if found else prediction_table(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3))
         return table.set_index("event_id").reindex(list(seen)).rename_axis("event_id").reset_index()
 
@@ -220,24 +224,15 @@ def predict_dataset(
     progress:bool=True,
     precision:str="float32", # or "bfloat16": autocast
 ) -> pd.DataFrame: # as of `predict`, one row an event in the data set's order
-    "Directions of all events of a data set, file after file."
-    edges, total = [0], np.cumsum(dataset.n_pulses)
-    while edges[-1] < len(dataset):
-        done = total[edges[-1] - 1] if edges[-1] else 0
-        edges.append(max(int(np.searchsorted(total, done + max_pulses, side="right")), edges[-1] + 1))
-    lists = [list(range(a, b)) for a, b in zip(edges[:-1], edges[1:])]
+    "Directions of all events of a data set, file after file; ValueError if its sensors are not where the model has them."
+    model.check_geometry(dataset.geometry)
+    lists = [list(range(a, b)) for a, b in cut_batches(dataset.n_pulses, len(dataset), max_pulses)]
     collate = functools.partial(collate_dom_packing, max_seq_len=model.settings.max_seq_len)
     loader = torch.utils.data.DataLoader(dataset, batch_sampler=lists, collate_fn=collate, num_workers=workers)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return model.predict(tqdm(loader, "predict", unit="batch", disable=not progress))
 
 # %% ../nbs/10_model.ipynb #98237705
-def to_device(x, device):
-    "A batch on another device."
-    if isinstance(x, Tensor): return x.to(device, non_blocking=True)
-    return {k: to_device(v, device) for k, v in x.items()} if isinstance(x, dict) else x
-
-# %% ../nbs/10_model.ipynb #88c57c87
 def prediction_table(
     event_ids:Tensor, # (B,)
     vector:Tensor, # (B, 3) direction times kappa
@@ -248,18 +243,19 @@ def prediction_table(
     return pd.DataFrame(dict(event_id=event_ids.cpu().numpy(), azimuth=azimuth.numpy(), zenith=zenith.numpy(), kappa=kappa.numpy(),
                              r68=np.degrees(vmf_quantile(kappa, 0.68).numpy())))
 
-# %% ../nbs/10_model.ipynb #fcdd4e68
+# %% ../nbs/10_model.ipynb #88c57c87
 def save_weights(
     state:dict, # state dict of a model
     settings:ModelSettings, # its settings
     path, # where to
 ):
     "Weights and settings in one safetensors file: written beside it, then renamed."
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, part, metadata=dict(format="pt", settings=json.dumps(dataclasses.asdict(settings))))
         part.chmod(0o644)                                      # safetensors makes files that only their owner may read
 
-# %% ../nbs/10_model.ipynb #3de4e508
+# %% ../nbs/10_model.ipynb #82921de6
 def pile_up(
     events, # events to take pulses from
     n_pulses:int=150_000, # pulses of the result

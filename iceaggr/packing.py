@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['dom_statistics', 'concatenate_events', 'group_doms', 'pack_lengths', 'choose_seq_len', 'pack_doms',
-           'event_time_reference', 'collate_dom_packing', 'make_batch', 'split_batch', 'take_doms']
+           'event_time_reference', 'collate_dom_packing', 'make_batch', 'pulse_offsets', 'batch_event_times',
+           'to_device', 'split_batch', 'take_doms']
 
 # %% ../nbs/05_packing.ipynb #7f6b35ec
 import numpy as np
@@ -17,6 +18,7 @@ def dom_statistics(
     events, # iterable of events as `IceCubeDataset` gives them
 ) -> pd.DataFrame: # one row a hit DOM: event_id, sensor_id, n_pulses, charge [p.e.], first_time [ns]
     "The hit DOMs of some events, ordered by (event, sensor_id) in the order of the events."
+    events = list(events)
     doms = group_doms(*concatenate_events(events))
     ids = np.array([int(e["event_id"]) for e in events], np.int64)
     return pd.DataFrame(dict(event_id=ids[doms["event_idx"]], sensor_id=doms["sensor_id"], n_pulses=doms["counts"],
@@ -172,14 +174,50 @@ def make_batch(
     return dict(packed_sequences=packed, dom_boundaries=boundaries, dom_mask=mask, metadata=metadata)
 
 # %% ../nbs/05_packing.ipynb #afa3c73e
+def pulse_offsets(
+    batch:dict, # packed batch
+) -> tuple: # (P,) cell in the flattened sequences of each pulse, sorted by (DOM, time); (D,) pulses of each DOM
+    "Where the pulses are; worked out from the DOM numbers and times where the batch was not made by `collate_dom_packing`."
+    m = batch["metadata"]
+    if "pulse_positions" in m: return m["pulse_positions"], m["dom_pulse_counts"]
+    cells = batch["dom_mask"].reshape(-1).nonzero().squeeze(1)
+    cells = cells[torch.argsort(batch["packed_sequences"].reshape(-1, 4)[cells, 0], stable=True)]
+    dom = m["global_dom_ids"].reshape(-1)[cells]
+    return cells[torch.argsort(dom, stable=True)], torch.bincount(dom, minlength=m["total_doms"])
+
+# %% ../nbs/05_packing.ipynb #4a8f3cfd
+def batch_event_times(
+    metadata:dict, # of a packed batch
+) -> Tensor: # (B,) reference time of each event [ns]
+    "The events' reference times; worked out here where the batch does not carry them, which needs whole events."
+    m, event = metadata, metadata["dom_to_event_idx"]
+    if "event_times" in m: return m["event_times"]
+    held = torch.bincount(event, minlength=len(m["event_ids"]))
+    if m.get("event_dom_counts") is not None and not torch.equal(held, m["event_dom_counts"]):
+        raise ValueError("metadata lacks event_times and the batch holds parts of events: cut batches with split_batch, which keeps them")
+    return event_time_reference(m["dom_features"][:, 0], m["dom_features"][:, 1], event, len(held))
+
+# %% ../nbs/05_packing.ipynb #dd12d652
+def to_device(
+    x, # a batch: nested dicts of tensors and plain values
+    device, # where to
+): # the same on that device
+    "A batch on another device."
+    if isinstance(x, Tensor): return x.to(device, non_blocking=torch.device(device).type == "cuda")
+    return {k: to_device(v, device) for k, v in x.items()} if isinstance(x, dict) else x
+
+# %% ../nbs/05_packing.ipynb #9848a3ca
 def split_batch(
     batch:dict, # from `collate_dom_packing`
     max_sequences:int=64, # at most so many sequences a part; a single DOM that needs more stays whole
 ): # yields batches
-    "Cut a packed batch into parts between DOMs; an event may lie in several parts."
+    "Cut a packed batch into parts between DOMs, on the device of the batch; an event may lie in several parts."
     if max_sequences < 1: raise ValueError(f"max_sequences must be at least 1; got {max_sequences}")
-    m, L = batch["metadata"], batch["packed_sequences"].shape[1]
-    counts = m["dom_pulse_counts"].numpy()
+    device, L = batch["packed_sequences"].device, batch["packed_sequences"].shape[1]
+    batch = to_device(batch, "cpu")                            # packing is the CPU's work
+    positions, counts = pulse_offsets(batch)
+    batch["metadata"] = dict(batch["metadata"], pulse_positions=positions, dom_pulse_counts=counts, event_times=batch_event_times(batch["metadata"]))
+    counts = counts.numpy()
     ends, budget, start = np.cumsum(counts), max_sequences * L, 0
     while start < len(counts):
         used = ends[start] - counts[start]
@@ -188,10 +226,10 @@ def split_batch(
         while len(part["packed_sequences"]) > max_sequences and stop > start + 1:    # rare: the packing left gaps
             stop = start + max((stop - start) // 2, 1)
             part = take_doms(batch, start, stop)
-        yield part
+        yield to_device(part, device)
         start = stop
 
-# %% ../nbs/05_packing.ipynb #4a8f3cfd
+# %% ../nbs/05_packing.ipynb #ed184a96
 def take_doms(
     batch:dict, # from `collate_dom_packing`
     start:int, # first DOM
@@ -206,5 +244,5 @@ def take_doms(
     events, event_idx = torch.unique_consecutive(m["dom_to_event_idx"][start:stop], return_inverse=True)
     metadata = dict(dom_to_event_idx=event_idx, sensor_ids=m["sensor_ids"][start:stop], dom_features=m["dom_features"][start:stop])
     for key in ("event_ids", "targets", "event_dom_counts", "event_times"):
-        metadata[key] = None if m[key] is None else m[key][events]
+        if key in m: metadata[key] = None if m[key] is None else m[key][events]
     return make_batch(pulses.numpy(), counts[start:stop].numpy(), metadata, L)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOG_COLUMNS', 'TrainSettings', 'lr_factor', 'update_average', 'save_state', 'write_log', 'load_state', 'validate',
-           'stop_signal', 'train_step', 'fit', 'end_epoch', 'plot_log', 'train', 'choose_batches', 'claim_run']
+           'stop_signal', 'train_step', 'fit', 'end_epoch', 'plot_log', 'train', 'source_commit', 'choose_batches',
+           'claim_run']
 
 # %% ../nbs/11_training.ipynb #12e312c5
 import dataclasses
@@ -13,6 +14,7 @@ import json
 import math
 import os
 import signal
+import subprocess
 import threading
 import time
 from contextlib import contextmanager
@@ -25,11 +27,12 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+import iceaggr
 from . import __version__
 from .data import DataError, EventBatchSampler, IceCubeDataset, find_batches, replacing, split_batches
 from .direction import angles_to_vector, angular_error, vmf_loss
-from .model import HierarchicalTransformer, model_settings, predict_dataset, save_weights, to_device
-from .packing import collate_dom_packing
+from .model import HierarchicalTransformer, predict_dataset, save_weights
+from .packing import collate_dom_packing, to_device
 
 # %% ../nbs/11_training.ipynb #913bbf4f
 @dataclass
@@ -52,7 +55,7 @@ class TrainSettings:
     def __post_init__(self):
         if self.precision not in ("float32", "bfloat16"): raise ValueError(f'precision must be "float32" or "bfloat16"; got {self.precision!r}')
         for name in ("batch_size", "max_pulses", "lr", "valid_events", "clip") + (("epochs",) if self.minutes is None else ("minutes",)):
-            if getattr(self, name) <= 0: raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf: raise ValueError(f"{name} must be positive and finite; got {getattr(self, name)}")
 
 # %% ../nbs/11_training.ipynb #50db844d
 def lr_factor(
@@ -77,7 +80,13 @@ def update_average(
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 
 # %% ../nbs/11_training.ipynb #dcc5d252
-def save_state(run:Path, state:dict, model:HierarchicalTransformer, average:HierarchicalTransformer, optimizer):
+def save_state(
+    run:Path, # folder of the run
+    state:dict, # plain values: epoch, batch, step, seconds, best, log, sums of the epoch
+    model:HierarchicalTransformer, # in training
+    average:HierarchicalTransformer, # moving average of its weights
+    optimizer,
+):
     "Write the resume state, the averaged weights and the log of a run."
     tensors = dict(model=model.state_dict(), average=average.state_dict(), optimizer=optimizer.state_dict(), rng=torch.get_rng_state())
     if torch.cuda.is_available(): tensors["cuda_rng"] = torch.cuda.get_rng_state_all()
@@ -86,14 +95,22 @@ def save_state(run:Path, state:dict, model:HierarchicalTransformer, average:Hier
     write_log(run, state)
 
 # %% ../nbs/11_training.ipynb #10da795a
-def write_log(run:Path, state:dict):
+def write_log(
+    run:Path, # folder of the run
+    state:dict, # with the log, a list of rows
+):
     "One row an epoch."
     with replacing(run / "log.csv") as part: pd.DataFrame(state["log"], columns=LOG_COLUMNS).to_csv(part, index=False)
 
 LOG_COLUMNS = ["epoch", "step", "minutes", "lr", "train_loss", "valid_loss", "valid_mean_degrees", "valid_median_degrees", "events_per_s"]
 
 # %% ../nbs/11_training.ipynb #2753e6d5
-def load_state(run:Path, model:HierarchicalTransformer, average:HierarchicalTransformer, optimizer) -> dict:
+def load_state(
+    run:Path, # folder of the run
+    model:HierarchicalTransformer, # filled in place, like the next two
+    average:HierarchicalTransformer,
+    optimizer,
+) -> dict: # the plain values that `save_state` was given
     "Take up a run where its last checkpoint left it; ValueError names a checkpoint that cannot be read."
     path = run / "state.pt"
     try: saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -101,7 +118,7 @@ def load_state(run:Path, model:HierarchicalTransformer, average:HierarchicalTran
     except Exception as e: raise ValueError(f"{path} cannot be read ({type(e).__name__}): it may be truncated; {run / 'best.safetensors'} still holds the best weights") from e
     model.load_state_dict(saved.pop("model")); average.load_state_dict(saved.pop("average")); optimizer.load_state_dict(saved.pop("optimizer"))
     torch.set_rng_state(saved.pop("rng"))
-    if (rng := saved.pop("cuda_rng", None)) and torch.cuda.is_available(): torch.cuda.set_rng_state_all(rng)
+    for device, rng in enumerate(saved.pop("cuda_rng", [])[:torch.cuda.device_count()]): torch.cuda.set_rng_state(rng, device)
     return saved
 
 # %% ../nbs/11_training.ipynb #5e1ed434
@@ -172,7 +189,9 @@ def fit(
     plain = [p for p in model.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW([dict(params=decayed), dict(params=plain, weight_decay=0.)], lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.98))
     state = dict(epoch=0, batch=0, step=0, seconds=0., best=math.inf, log=[], epoch_loss=0., epoch_events=0, epoch_seconds=0.)
-    if resume: state = load_state(run, model, average, optimizer)
+    if resume:
+        state = load_state(run, model, average, optimizer)
+        model.check_geometry(train_ds.geometry)                # the checkpoint brought its own
     sampler = EventBatchSampler(train_ds, settings.batch_size, seed=settings.seed, max_pulses=settings.max_pulses)
     collate = functools.partial(collate_dom_packing, max_seq_len=model.settings.max_seq_len)
     save = functools.partial(save_state, run, state, model, average, optimizer)
@@ -195,30 +214,46 @@ def fit(
                 bad = bad + 1 if loss is None else 0
                 if bad: tqdm.write(f"step {state['step']}: loss or gradient not finite, step skipped; events {batch['metadata']['event_ids'].tolist()}")
                 if bad >= 10: raise FloatingPointError("ten steps in a row without a finite loss: lower the learning rate, or look at the events named above")
-                update_average(average, model, state["step"], settings.ema)
                 state["step"] += 1; state["batch"] += 1
-                state["epoch_loss"] += loss or 0.; state["epoch_events"] += B; state["epoch_seconds"] += time.perf_counter() - start
-                if state["step"] % 20 == 0: bar.set_postfix(loss=f"{state['epoch_loss'] / state['epoch_events']:.3f}", lr=f"{lr:.1e}")
+                state["epoch_seconds"] += time.perf_counter() - start
+                if loss is not None:
+                    update_average(average, model, state["step"], settings.ema)
+                    state["epoch_loss"] += loss; state["epoch_events"] += B
+                if state["step"] % 20 == 0: bar.set_postfix(loss=f"{state['epoch_loss'] / max(state['epoch_events'], 1):.3f}", lr=f"{lr:.1e}")
                 state["seconds"] = time.perf_counter() - clock
                 if time.perf_counter() - saved > 60 * settings.save_minutes: save(); saved = time.perf_counter()
                 if stop.is_set() or (settings.minutes and done(0.) >= 1): break
             bar.close()
-            if stop.is_set() and state["batch"] < len(batches): break
+            if stop.is_set() and state["batch"] < len(batches) and done(0.) < 1: break
             end_epoch(run, state, average, valid_ds, settings, lr, progress)
             state["seconds"] = time.perf_counter() - clock
             save(); saved = time.perf_counter()
+        if state["epoch_events"] and done(0.) >= 1:             # resumed after the time was up, before the last validation
+            end_epoch(run, state, average, valid_ds, settings, settings.lr * lr_factor(1., settings.warmup), progress)
+            save()
         if stop.is_set(): save(); tqdm.write(f"stopped at epoch {state['epoch'] + 1}, step {state['step']}; resume with the same command and --resume")
     model.load_state_dict(average.state_dict())
     model.eval()
-    return pd.DataFrame(state["log"], columns=LOG_COLUMNS)
+    log = pd.DataFrame(state["log"], columns=LOG_COLUMNS)
+    log.attrs["interrupted"] = stop.is_set() and done(0.) < 1
+    return log
 
 # %% ../nbs/11_training.ipynb #f94ccb99
-def end_epoch(run:Path, state:dict, average:HierarchicalTransformer, valid_ds, settings:TrainSettings, lr:float, progress:bool):
+def end_epoch(
+    run:Path, # folder of the run
+    state:dict, # of the run, changed in place
+    average:HierarchicalTransformer, # the averaged weights
+    valid_ds, # IceCubeDataset to validate on
+    settings:TrainSettings,
+    lr:float, # of the last step
+    progress:bool, # print the row
+):
     "Validate the averaged weights, keep them if they are the best so far, and close the epoch's row of the log."
-    row = dict(epoch=state["epoch"] + 1, step=state["step"], minutes=round(state["seconds"] / 60, 3), lr=lr, train_loss=state["epoch_loss"] / state["epoch_events"],
-               **validate(average, valid_ds, settings.precision), events_per_s=state["epoch_events"] / state["epoch_seconds"])
+    n = state["epoch_events"]
+    row = dict(epoch=state["epoch"] + 1, step=state["step"], minutes=round(state["seconds"] / 60, 3), lr=lr, train_loss=state["epoch_loss"] / n if n else math.nan,
+               **validate(average, valid_ds, settings.precision), events_per_s=n / state["epoch_seconds"] if n else 0.)
     state["log"].append(row)
-    if row["valid_mean_degrees"] < state["best"]:
+    if row["valid_mean_degrees"] < state["best"] or not (run / "best.safetensors").exists():
         state["best"] = row["valid_mean_degrees"]
         save_weights(average.state_dict(), average.settings, run / "best.safetensors")
     if progress: tqdm.write("epoch {epoch:3}  {minutes:6.1f} min  train loss {train_loss:7.3f}  valid loss {valid_loss:7.3f}  mean error {valid_mean_degrees:6.2f} deg  median {valid_median_degrees:6.2f} deg  {events_per_s:5.0f} events/s".format(**row))
@@ -255,18 +290,28 @@ def train(
     run, settings = Path(run), settings or TrainSettings()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     train_batches, valid_batches = choose_batches(data, train_batches, valid_batches)
-    facts = dict(model=dataclasses.asdict(model_settings(preset)), train=dataclasses.asdict(settings), train_batches=train_batches, valid_batches=valid_batches, version=__version__)
-    claim_run(run, facts, resume)
     train_ds = IceCubeDataset(data, batch_ids=train_batches, cache_size=min(len(train_batches), 3))
     valid_ds = IceCubeDataset(data, batch_ids=valid_batches, max_events=settings.valid_events, cache_size=1)
     torch.manual_seed(settings.seed)
     model = HierarchicalTransformer(preset, train_ds.geometry).to(device)
+    facts = dict(model=dataclasses.asdict(model.settings), train=dataclasses.asdict(settings), train_batches=train_batches, valid_batches=valid_batches,
+                 train_events=len(train_ds), valid_events=len(valid_ds), version=__version__, commit=source_commit())
+    claim_run(run, facts, resume)
     log = fit(model, train_ds, valid_ds, run, settings, resume and (run / "state.pt").exists(), workers, progress)
     if len(log):
         with replacing(run / "curves.png") as part: plot_log(log).savefig(part, format="png", dpi=120)
     return log
 
 # %% ../nbs/11_training.ipynb #7147f48e
+def source_commit() -> str|None: # "1a2b3c4", "1a2b3c4 with changes", or None outside a checkout
+    "The commit of the code that runs."
+    git = lambda *args: subprocess.run(["git", "-C", str(Path(iceaggr.__file__).parent), *args], capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        if not git("ls-files", "__init__.py"): return None        # installed into somebody else's repository
+        return git("rev-parse", "--short", "HEAD") + (" with changes" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError): return None
+
+# %% ../nbs/11_training.ipynb #0a4ad6d6
 def choose_batches(
     data, # folder of the data set
     train_batches:list|None, # wanted, None: the rest
@@ -284,7 +329,7 @@ def choose_batches(
     if both: raise DataError(f"files {both} are both to train and to validate on: validation must not share a file with training")
     return list(train_batches), list(valid_batches)
 
-# %% ../nbs/11_training.ipynb #0a4ad6d6
+# %% ../nbs/11_training.ipynb #e78a4199
 def claim_run(
     run:Path, # folder
     facts:dict, # what settings.json shall say
@@ -296,7 +341,7 @@ def claim_run(
         if not path.exists(): raise ValueError(f"{run} holds no run to resume: settings.json is missing; leave out --resume to start one")
         old, new = json.loads(path.read_text()), json.loads(json.dumps(facts))
         changed = [f"{k}: {old.get(k)} -> {new.get(k)}" if not isinstance(old.get(k), dict) else ", ".join(f"{k}.{f}: {old[k].get(f)} -> {new[k].get(f)}" for f in new[k] if old[k].get(f) != new[k].get(f))
-                   for k in new if k != "version" and old.get(k) != new[k]]
+                   for k in new if k not in ("version", "commit") and old.get(k) != new[k]]
         if changed: raise ValueError(f"{run} was started with other settings ({'; '.join(changed)}): resume with the same ones, or train into a new folder")
         return
     if run.exists() and any(run.iterdir()): raise FileExistsError(f"{run} exists and is not empty: add --resume to continue it, or choose another folder")

@@ -54,7 +54,7 @@ def test_interrupted_training_resumes_to_the_same_weights(tiny_dataset, tmp_path
     while not (tmp_path / "cut/state.pt").exists() and process.poll() is None and time.monotonic() < until: time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 0 and "--resume" in out + err, err
+    assert process.returncode == 130 and "--resume" in out + err, err
     assert len(pd.read_csv(tmp_path / "cut/log.csv")) < 40              # it was interrupted
     refused = call(*args, "--out", tmp_path / "cut")
     assert refused.returncode == 2 and "--resume" in refused.stderr
@@ -86,6 +86,8 @@ def test_bad_data_is_named_without_traceback(tiny_dataset, tmp_path):
     done = call("train", "--data", tiny_dataset, "--out", tmp_path / "run", "--epochs", 1)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert all(word in done.stderr for word in ("batch_3.parquet", "charge", "3000"))
+    done = call("train", "--data", tiny_dataset, "--out", tmp_path / "other", "--epochs", 1, "--workers", 1)     # the same from a process that loads
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "batch_3.parquet" in done.stderr
 
 
 def test_core_modules_need_only_the_core_packages():
