@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-# %% ../nbs/06_attention.ipynb #ae0534a9
+# %% ../nbs/06_attention.ipynb #92e71b5e
 def segment_mask_mod(
     segment_ids:Tensor, # (S, L) segment of each token, -1 in padding
 ): # mask_mod(b, h, q_idx, kv_idx) for FlexAttention
@@ -24,7 +24,7 @@ def segment_mask_mod(
     def same_segment(b, h, q_idx, kv_idx): return segment_ids[b, q_idx] == segment_ids[b, kv_idx]
     return same_segment
 
-# %% ../nbs/06_attention.ipynb #fefe2203
+# %% ../nbs/06_attention.ipynb #a2d39862
 def dense_attention(
     qkv:Tensor, # (T, 3 * C) queries, keys and values of T tokens
     segment_ids:Tensor, # (T,) segment of each token
@@ -37,7 +37,7 @@ def dense_attention(
     scores = scores.masked_fill(segment_ids[:, None] != segment_ids[None, :], -torch.inf)
     return (scores.softmax(-1) @ v).transpose(0, 1).reshape(T, C)
 
-# %% ../nbs/06_attention.ipynb #129b5216
+# %% ../nbs/06_attention.ipynb #9b4d4512
 class Group(NamedTuple):
     "Segments that are processed together: tokens start to stop, as `count` rows of `width`."
     start: int
@@ -55,7 +55,7 @@ class Group(NamedTuple):
         x = x.reshape(self.count * self.width, -1)
         return x if self.valid is None else x[self.valid]
 
-# %% ../nbs/06_attention.ipynb #9b4d4512
+# %% ../nbs/06_attention.ipynb #77d1d582
 def make_group(
     start:int, # first token
     lengths:Tensor, # (count,) lengths of neighbouring segments
@@ -69,7 +69,7 @@ def make_group(
     bias = torch.zeros(count, 1, 1, width, device=lengths.device).masked_fill_(~valid[:, None, None, :], -torch.inf)
     return Group(start, start + total, count, width, index.reshape(-1), valid.reshape(-1), bias)
 
-# %% ../nbs/06_attention.ipynb #77d1d582
+# %% ../nbs/06_attention.ipynb #4995572b
 def make_groups(
     lengths:Tensor, # (N,) ascending
     exact:int=16, # lengths up to this are never padded
@@ -87,7 +87,7 @@ def make_groups(
         token, segment, i = group.stop, segment + n, j
     return groups
 
-# %% ../nbs/06_attention.ipynb #4995572b
+# %% ../nbs/06_attention.ipynb #f8ae5833
 def chunk_groups(
     groups:list, # of Group, over whole segments
     max_len:int, # longest span of attention
@@ -106,7 +106,7 @@ def chunk_groups(
             start += n
     return out
 
-# %% ../nbs/06_attention.ipynb #f8ae5833
+# %% ../nbs/06_attention.ipynb #95469356
 class GroupedLayout:
     "Tokens sorted by the length of their segment: up to 16 tokens nothing is padded, above it a quarter at most."
     def __init__(self,
@@ -160,7 +160,7 @@ class GroupedLayout:
             out.append(torch.einsum("nlq,nlqc->nqc", w, v.view(g.count, g.width, w.shape[2], -1)).flatten(1))
         return torch.cat(out)
 
-# %% ../nbs/06_attention.ipynb #e5e19e34
+# %% ../nbs/06_attention.ipynb #97a107a5
 def segment_block_mask(
     segment_ids:Tensor, # (S, L) segment of each token, contiguous in each row, -1 in padding
     block:int=128, # block size of FlexAttention
@@ -183,7 +183,7 @@ def segment_block_mask(
     return BlockMask.from_kv_blocks(*ordered_blocks(touched & ~full), *ordered_blocks(full), BLOCK_SIZE=block,
                                     mask_mod=segment_mask_mod(segment_ids), seq_lengths=(L, L))
 
-# %% ../nbs/06_attention.ipynb #97a107a5
+# %% ../nbs/06_attention.ipynb #0df9de38
 def ordered_blocks(
     blocks:Tensor, # (S, n, n) bool
 ) -> tuple: # number of set blocks (S, 1, n) and their indices first (S, 1, n, n), int32
@@ -191,7 +191,7 @@ def ordered_blocks(
     indices = torch.argsort(blocks.int(), dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32)[:, None].contiguous(), indices.int()[:, None].contiguous()
 
-# %% ../nbs/06_attention.ipynb #e01c00a7
+# %% ../nbs/06_attention.ipynb #7bb7a3a2
 @functools.cache
 def compiled_flex_attention(): # compiled on first use: importing stays cheap where there is no GPU
     "FlexAttention, compiled for fixed shapes; too many of them is an error, not a silent return to the uncompiled form, which holds all scores."
@@ -200,7 +200,7 @@ def compiled_flex_attention(): # compiled on first use: importing stays cheap wh
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 512)
     return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
-# %% ../nbs/06_attention.ipynb #7bb7a3a2
+# %% ../nbs/06_attention.ipynb #e817a4d0
 class PackedLayout:
     "Tokens in packed sequences (S, L), with padding, flattened to (S * L): FlexAttention with one BlockMask."
     n_single = 0
@@ -241,7 +241,7 @@ class PackedLayout:
         v = (w[:, :, None] * v.view(len(v), w.shape[1], -1)).flatten(1)
         return (v.new_zeros(N, v.shape[1]).index_add(0, ids, v).view(N, w.shape[1], -1) / total[:, :, None]).flatten(1)
 
-# %% ../nbs/06_attention.ipynb #1e2b30c2
+# %% ../nbs/06_attention.ipynb #feb60468
 class SegmentAttention(nn.Module):
     "Multi-head self-attention inside segments, (T, C) -> (T, C)."
     def __init__(self, d_model:int, n_heads:int):
@@ -257,7 +257,7 @@ class SegmentAttention(nn.Module):
         if n: y = torch.cat([F.linear(x[:n], self.qkv.weight[2 * C:], self.qkv.bias[2 * C:]), y])
         return self.out(y)
 
-# %% ../nbs/06_attention.ipynb #feb60468
+# %% ../nbs/06_attention.ipynb #6bf8a183
 class Block(nn.Module):
     "One layer of a transformer: attention inside segments, then a two-layer perceptron; normalised before each."
     def __init__(self, d_model:int, n_heads:int, dropout:float=0.):
@@ -271,7 +271,7 @@ class Block(nn.Module):
         x = x + self.dropout(self.attention(self.norm1(x), layout))
         return x + self.dropout(self.mlp(self.norm2(x)))
 
-# %% ../nbs/06_attention.ipynb #6bf8a183
+# %% ../nbs/06_attention.ipynb #38199d08
 class SegmentPool(nn.Module):
     "Tokens to one embedding a segment, (T, C) -> (N, C)."
     def __init__(self,

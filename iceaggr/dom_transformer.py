@@ -14,7 +14,7 @@ from .attention import Block, GroupedLayout, PackedLayout, SegmentPool
 from .features import PulseEncoder
 from .packing import batch_event_times, pulse_offsets
 
-# %% ../nbs/07_dom_transformer.ipynb #d7c8eefd
+# %% ../nbs/07_dom_transformer.ipynb #13196555
 def pulses_by_dom(
     batch:dict, # packed batch
 ) -> tuple: # (P, 4) pulses sorted by (DOM, time), (D,) pulses of each DOM
@@ -22,7 +22,7 @@ def pulses_by_dom(
     positions, counts = pulse_offsets(batch)
     return batch["packed_sequences"].reshape(-1, 4)[positions], counts
 
-# %% ../nbs/07_dom_transformer.ipynb #ab1c6c79
+# %% ../nbs/07_dom_transformer.ipynb #a3fe48ad
 def full_precision(
     x:Tensor, # what a projection gave, in half precision under autocast
     parameter:Tensor, # a parameter of the model
@@ -30,7 +30,7 @@ def full_precision(
     "The sum that runs through the layers is kept in the precision of the parameters: bfloat16 has three digits."
     return x.to(torch.promote_types(x.dtype, parameter.dtype))
 
-# %% ../nbs/07_dom_transformer.ipynb #a3fe48ad
+# %% ../nbs/07_dom_transformer.ipynb #c6019a74
 class DOMTransformer(nn.Module):
     "T1: one embedding for each DOM from its pulses."
     def __init__(self,
@@ -85,7 +85,7 @@ class DOMTransformer(nn.Module):
             tokens.append(x[: batch["dom_boundaries"][rows:rows + max_batch_size].numel()])
         return self.pool(torch.cat(tokens), PackedLayout(batch["dom_boundaries"], m["global_dom_ids"], m["total_doms"], "dense"))
 
-# %% ../nbs/07_dom_transformer.ipynb #c6019a74
+# %% ../nbs/07_dom_transformer.ipynb #f6fbbc4d
 def dom_slices(
     counts:Tensor, # (D,) pulses of each DOM
     budget:int, # pulses at once
@@ -98,7 +98,7 @@ def dom_slices(
         yield start, stop, first, last
         start, first = stop, last
 
-# %% ../nbs/07_dom_transformer.ipynb #f6fbbc4d
+# %% ../nbs/07_dom_transformer.ipynb #d32e957a
 def pad_rows(
     x:Tensor, # (s, ...)
     most:int, # largest number of rows

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'ModelSettings', 'model_settings', 'frame_to_events', 'align_times', 'event_batches',
-           'HierarchicalTransformer', 'predict_dataset', 'prediction_table', 'save_weights', 'pile_up']
+           'HierarchicalTransformer', 'predict_parts', 'read_weights', 'pretrained_path', 'predict_dataset',
+           'prediction_table', 'save_weights', 'pile_up']
 
 # %% ../nbs/10_model.ipynb #2e02c5e6
 import dataclasses
@@ -161,24 +162,10 @@ class HierarchicalTransformer(nn.Module):
             lists = list(event_batches(events, max_sequences * self.settings.max_seq_len))
             pulses = (collate_dom_packing(some, self.settings.max_seq_len) for some in tqdm(lists, "predict", disable=not progress))
         if isinstance(pulses, dict): pulses = [pulses]
-        training, acc, seen, done, found = self.training, EventAccumulator(), {}, set(), []
+        training = self.training
         self.eval()
-        try:
-            for batch in pulses:
-                ids = batch["metadata"]["event_ids"].tolist()
-                if not done.isdisjoint(ids): raise ValueError(f"event {next(i for i in ids if i in done)} comes again after it was complete: was a batch given twice, or does event_id occur in two files?")
-                seen.update(dict.fromkeys(ids))
-                for part in ([batch] if len(batch["packed_sequences"]) <= max_sequences else split_batch(batch, max_sequences)):
-                    acc.add_batch(*self.t1(to_device(part, self.device), max_sequences))
-                for t2_batch in acc.get_complete_events(batch_size=256):
-                    found.append(prediction_table(t2_batch["event_ids"], self.t2.vector(**t2_batch)))
-                    done.update(t2_batch["event_ids"].tolist())
+        try: return predict_parts(self, pulses, max_sequences)
         finally: self.train(training)
-        if acc.incomplete():
-            missing = [f"{i} ({n} of {m} DOMs)" for i, (n, m) in acc.incomplete().items()]
-            warnings.warn(f"{len(missing)} incomplete events get no prediction: " + ", ".join(missing[:100]) + (f" and {len(missing) - 100} more" if len(missing) > 100 else ""))
-        table = pd.concat(found) if found else prediction_table(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3))
-        return table.set_index("event_id").reindex(list(seen)).rename_axis("event_id").reset_index()
 
     def check_geometry(self, geometry:Geometry, tolerance:float=1.):
         "ValueError if the sensors lie more than `tolerance` metres from where the model has them."
@@ -194,14 +181,8 @@ class HierarchicalTransformer(nn.Module):
     @classmethod
     def load(cls, path, device="cpu") -> "HierarchicalTransformer":
         "Read a model from a .safetensors file, or the best one of a training run's folder."
-        path = Path(path)
-        if path.is_dir(): path = path / "best.safetensors"
-        if not path.exists(): raise FileNotFoundError(f"no weights at {path}: give a .safetensors file or the folder of a run that has finished an epoch")
-        try:
-            with safe_open(path, "pt") as f: header, state = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-        except Exception as e: raise ValueError(f"{path} cannot be read as a safetensors file ({e}): it may be truncated") from e
-        if "settings" not in header: raise ValueError(f"{path} was not written by iceaggr: its header has no settings")
-        model = cls(json.loads(header["settings"]))
+        settings, state = read_weights(path)
+        model = cls(settings)
         model.t2.sensors = torch.empty_like(state["t2.sensors"])      # the geometry comes from the file, whatever its size
         model.load_state_dict(state)
         return model.to(device).eval()
@@ -209,13 +190,57 @@ class HierarchicalTransformer(nn.Module):
     @classmethod
     def from_pretrained(cls, name:str, device="cpu") -> "HierarchicalTransformer":
         "A model that comes with the package."
-        folder = Path(iceaggr.__file__).parent / "pretrained"
-        if not (folder / f"{name}.safetensors").exists():
-            have = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none in this version; train one with `iceaggr train`"
-            raise FileNotFoundError(f"no pretrained model {name!r}; available: {have}")
-        return cls.load(folder / f"{name}.safetensors", device)
+        return cls.load(pretrained_path(name), device)
 
-# %% ../nbs/10_model.ipynb #44e20482
+# %% ../nbs/10_model.ipynb #98237705
+def predict_parts(
+    model:HierarchicalTransformer,
+    batches, # iterable of packed batches, the events in any parts
+    max_sequences:int, # packed sequences in memory at once
+) -> pd.DataFrame: # event_id, azimuth, zenith [rad], kappa, r68 [degrees], in order of first appearance
+    "What `predict` does with batches; ValueError for an event that comes again after it was complete."
+    acc, seen, done, found = EventAccumulator(), {}, set(), []
+    for batch in batches:
+        ids = batch["metadata"]["event_ids"].tolist()
+        if not done.isdisjoint(ids): raise ValueError(f"event {next(i for i in ids if i in done)} comes again after it was complete: was a batch given twice, or does event_id occur in two files?")
+        seen.update(dict.fromkeys(ids))
+        for part in ([batch] if len(batch["packed_sequences"]) <= max_sequences else split_batch(batch, max_sequences)):
+            acc.add_batch(*model.t1(to_device(part, model.device), max_sequences))
+        for t2_batch in acc.get_complete_events(batch_size=256):
+            found.append(prediction_table(t2_batch["event_ids"], model.t2.vector(**t2_batch)))
+            done.update(t2_batch["event_ids"].tolist())
+    if acc.incomplete():
+        missing = [f"{i} ({n} of {m} DOMs)" for i, (n, m) in acc.incomplete().items()]
+        warnings.warn(f"{len(missing)} incomplete events get no prediction: " + ", ".join(missing[:100]) + (f" and {len(missing) - 100} more" if len(missing) > 100 else ""))
+    table = pd.concat(found) if found else prediction_table(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3))
+    return table.set_index("event_id").reindex(list(seen)).rename_axis("event_id").reset_index()
+
+# %% ../nbs/10_model.ipynb #fcdd4e68
+def read_weights(
+    path, # .safetensors file, or the folder of a run: its best weights
+) -> tuple: # settings (dict), state (dict of tensors)
+    "What `save` wrote; FileNotFoundError or ValueError says what is wrong with the file."
+    path = Path(path)
+    if path.is_dir(): path = path / "best.safetensors"
+    if not path.exists(): raise FileNotFoundError(f"no weights at {path}: give a .safetensors file or the folder of a run that has finished an epoch")
+    try:
+        with safe_open(path, "pt") as f: header, state = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+    except Exception as e: raise ValueError(f"{path} cannot be read as a safetensors file ({e}): it may be truncated") from e
+    if "settings" not in header: raise ValueError(f"{path} was not written by iceaggr: its header has no settings")
+    return json.loads(header["settings"]), state
+
+# %% ../nbs/10_model.ipynb #df641444
+def pretrained_path(
+    name:str, # of a model that comes with the package
+) -> Path:
+    "Where its weights are; FileNotFoundError names the ones there are."
+    folder = Path(iceaggr.__file__).parent / "pretrained"
+    if not (folder / f"{name}.safetensors").exists():
+        have = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none in this version; train one with `iceaggr train`"
+        raise FileNotFoundError(f"no pretrained model {name!r}; available: {have}")
+    return folder / f"{name}.safetensors"
+
+# %% ../nbs/10_model.ipynb #dfc078c5
 def predict_dataset(
     model:HierarchicalTransformer,
     dataset, # IceCubeDataset
@@ -232,7 +257,7 @@ def predict_dataset(
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return model.predict(tqdm(loader, "predict", unit="batch", disable=not progress))
 
-# %% ../nbs/10_model.ipynb #98237705
+# %% ../nbs/10_model.ipynb #5cd72632
 def prediction_table(
     event_ids:Tensor, # (B,)
     vector:Tensor, # (B, 3) direction times kappa
@@ -243,7 +268,7 @@ def prediction_table(
     return pd.DataFrame(dict(event_id=event_ids.cpu().numpy(), azimuth=azimuth.numpy(), zenith=zenith.numpy(), kappa=kappa.numpy(),
                              r68=np.degrees(vmf_quantile(kappa, 0.68).numpy())))
 
-# %% ../nbs/10_model.ipynb #88c57c87
+# %% ../nbs/10_model.ipynb #812ac5bd
 def save_weights(
     state:dict, # state dict of a model
     settings:ModelSettings, # its settings
@@ -255,7 +280,7 @@ def save_weights(
         save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, part, metadata=dict(format="pt", settings=json.dumps(dataclasses.asdict(settings))))
         part.chmod(0o644)                                      # safetensors makes files that only their owner may read
 
-# %% ../nbs/10_model.ipynb #82921de6
+# %% ../nbs/10_model.ipynb #3537492e
 def pile_up(
     events, # events to take pulses from
     n_pulses:int=150_000, # pulses of the result
