@@ -7,13 +7,11 @@ __all__ = ['seconds', 'matrix_rate', 'collate_with_loops', 'run_benchmarks', 'be
 
 # %% ../nbs/13_benchmarks.ipynb #6719b680
 import json
-import os
 import platform
 import statistics
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm

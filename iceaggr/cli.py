@@ -113,7 +113,6 @@ def evaluate(args):
 # %% ../nbs/14_cli.ipynb #bc8ef44c
 def display(args):
     "Draw one event."
-    import pandas as pd
     from iceaggr.display import display_event, save_display
     index, dataset, row = find_event(args.data, args.split, args.event)
     prediction = kappa = None

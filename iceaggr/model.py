@@ -11,7 +11,6 @@ __all__ = ['PRESETS', 'ModelSettings', 'model_settings', 'frame_to_events', 'ali
 import dataclasses
 import functools
 import json
-import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path

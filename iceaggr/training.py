@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import signal
 import subprocess
 import threading

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from iceaggr.data import DataError
-from iceaggr.evaluation import (binned, bootstrap, check_predictions, evaluate, evaluate_dataset, event_errors, find_events, line_fit,
+from iceaggr.evaluation import (bootstrap, check_predictions, evaluate, evaluate_dataset, event_errors, find_events, line_fit,
                                 read_predictions, write_report)
 
 
