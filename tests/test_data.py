@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import write_tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from iceaggr.data import DataError, EventBatchSampler, IceCubeDataset, find_batches, prepare, read_meta, split_batches
+from iceaggr.data import DataError, EventBatchSampler, IceCubeDataset, PulseBlocks, dom_order, event_time_reference, find_batches, map_arrow, prepare, read_meta, split_batches
 
 META, BATCH = "train_meta.parquet", "train/batch_3.parquet"
 
@@ -314,6 +316,29 @@ def test_sampler_puts_like_events_together(many):
     assert spread() < spread(like_size=False) / 3
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 9])
+def test_shares_of_the_processes_make_up_the_batches(many, world_size):
+    options = dict(batch_size=8, seed=3, max_pulses=150)
+    whole = EventBatchSampler(many, **options)
+    shares = [EventBatchSampler(many, **options, rank=r, world_size=world_size) for r in range(world_size)]
+    for epoch in range(3):
+        for s in (whole, *shares): s.set_epoch(epoch)
+        batches, parts = list(whole), [list(s) for s in shares]
+        assert {len(s) for s in shares} == {len(p) for p in parts} == {len(batches)}                    # as many steps for all
+        for batch, part in zip(batches, zip(*parts), strict=True):
+            assert sorted(sum(part, [])) == sorted(batch) and len(sum(part, [])) == len(batch)             # each event once
+            assert max(map(len, part)) - min(map(len, part)) <= 1
+    assert any(not b for p in parts for b in p) == (world_size > 8 or any(len(b) < world_size for b in batches))
+    for wrong in (dict(rank=1), dict(rank=-1, world_size=2), dict(rank=2, world_size=2)):
+        with pytest.raises(ValueError, match="rank"): EventBatchSampler(many, 8, **wrong)
+
+
+def test_shares_have_alike_many_pulses(many):
+    pulses = lambda **o: np.array([[many.n_pulses[b].sum() for b in EventBatchSampler(many, 32, rank=r, world_size=4, **o)] for r in range(4)])
+    uneven = lambda x: (x.max(0) / x.mean(0)).mean() - 1
+    assert uneven(pulses()) < 0.5 * uneven(pulses(like_size=False))
+
+
 def test_sampler_order_is_the_same_in_another_process(many):
     code = ("import sys; from iceaggr.data import *; s = EventBatchSampler(IceCubeDataset(sys.argv[1], cache_size=2), 8, seed=5); s.set_epoch(3); print(list(s))")
     sampler = EventBatchSampler(many, 8, seed=5)
@@ -348,6 +373,7 @@ def test_prepared_tables_describe_the_events(tiny_dataset, tmp_path):
         groups = pd.DataFrame(source[:, :3], columns=["time", "charge", "sensor"]).groupby("sensor")
         assert doms.sensor_id.tolist() == sorted(groups.groups) and doms.n_pulses.tolist() == groups.size().tolist() and doms.first_time.tolist() == groups.time.min().tolist()
         assert np.allclose(doms.charge, groups.charge.sum()) and doms.first_pulse.iloc[0] == e.first_pulse
+        assert e.event_time == reference_by_hand(doms.first_time.to_numpy(np.float32), doms.charge.to_numpy(), np.zeros(len(doms), int), 1)[0]
         assert e.first_time == source[:, 0].min() and np.isclose(e.charge, source[:, 1].sum()) and (e.event_id, e.azimuth) == (row.event_id, row.azimuth)
 
 
@@ -384,6 +410,62 @@ def test_prepare_check_finds_a_changed_value(tiny_dataset, tmp_path):
     with pytest.raises(DataError, match="batch_3.pulses.arrow: differs"): prepare(tiny_dataset, out, check=True, progress=False)
 
 
+@pytest.mark.parametrize("part, column", [("doms", "charge"), ("events", "event_time"), ("pulses", "rank")])
+def test_prepare_check_looks_at_all_tables(tiny_dataset, tmp_path, part, column):
+    out = prepare(tiny_dataset, tmp_path / "out", progress=False)
+    path = out / f"train/batch_10.{part}.arrow"
+    data, values = bytearray(path.read_bytes()), map_arrow(path).column(column).to_numpy()
+    data[data.find(values.tobytes())] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=f"batch_10.{part}.arrow: differs"): prepare(tiny_dataset, out, check=True, progress=False)
+
+
+def test_prepare_check_does_not_trust_the_sorting(tiny_dataset, tmp_path, monkeypatch):
+    "A fault in what makes the tables is in both of them; the events as pyarrow reads them show it."
+    import iceaggr.data as data
+    sort = data.PulseBlocks._sort
+    def wrong(self, a, b):
+        sort(self, a, b)
+        self.columns["auxiliary"][self.ends[a] - self.n[a]] ^= 1
+    monkeypatch.setattr(data.PulseBlocks, "_sort", wrong)
+    with pytest.raises(DataError, match="batch_2.events.arrow: events 2000 and after differ"): prepare(tiny_dataset, tmp_path / "out", check=True, progress=False)
+
+
+def test_prepare_shows_how_far_it_is(tiny_dataset, tmp_path, monkeypatch):
+    import iceaggr.data as data
+    bars = []
+    class Bar(data.tqdm):
+        def __init__(self, *args, **options): super().__init__(*args, **options, file=open("/dev/null", "w")); self.seen = []; bars.append(self)
+        def update(self, n=1): self.seen.append(n); return super().update(n)
+    monkeypatch.setattr(data, "tqdm", Bar)
+    monkeypatch.setattr(data, "CHUNK_ROWS", 10)
+    rows = sum(len(pd.read_parquet(p)) for p in (tiny_dataset / "train").iterdir())
+    for _ in range(2): prepare(tiny_dataset, tmp_path / "out")                             # anew, then kept
+    assert [b.n for b in bars] == [b.total for b in bars] == [rows, rows]
+    assert max(bars[0].seen) == 10 and len(bars[0].seen) > rows / 10 and len([n for n in bars[1].seen if n]) == 3
+
+
+def test_prepared_files_of_another_format_are_refused(tiny_dataset, tmp_path, monkeypatch):
+    import iceaggr.data as data
+    monkeypatch.setattr(data, "PREPARED_FORMAT", 1)
+    out = prepare(tiny_dataset, tmp_path / "out", progress=False)
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="written in format 1, this version reads 2; run prepare again"): IceCubeDataset(out)
+    prepare(tiny_dataset, out, progress=False)
+    same_events(list(IceCubeDataset(out)), list(IceCubeDataset(tiny_dataset)))
+
+
+def test_prepared_files_stay_open_up_to_a_limit(tiny_dataset, tmp_path, monkeypatch):
+    import iceaggr.data as data
+    ds = IceCubeDataset(prepare(tiny_dataset, tmp_path / "out", progress=False))
+    expected = list(ds)
+    assert len(ds._open) == 3 and not pickle.loads(pickle.dumps(ds))._open
+    monkeypatch.setattr(data, "MAPPED_FILES", 2)
+    ds = IceCubeDataset(tmp_path / "out")
+    same_events(ds.__getitems__([20, 0, 9]), [expected[i] for i in (20, 0, 9)])
+    assert len(ds._open) == 2
+
+
 def test_prepare_leaves_nothing_half_done(tiny_dataset, tmp_path, monkeypatch):
     import iceaggr.data as data
     write, count = data.write_arrow, [0]
@@ -411,3 +493,73 @@ def test_real_physics_events(ppc_root, tmp_path):
     rows = np.random.default_rng(0).permutation(3000)
     same_events(ds.__getitems__(rows), mapped.__getitems__(rows))
     assert not np.array_equal(ds.geometry.xyz, IceCubeDataset(write_tiny(tmp_path / "t")).geometry.xyz) and np.array_equal(ds.geometry.xyz, mapped.geometry.xyz)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 5159), min_size=1, max_size=40), min_size=1, max_size=8), st.integers(0, 2**40))
+def test_order_by_event_and_dom(sensors, first_event):
+    event, sensor = first_event + np.repeat(np.arange(len(sensors)), [len(s) for s in sensors]), np.concatenate(sensors)
+    order, start = dom_order(event, sensor)
+    assert np.array_equal(order, np.lexsort((np.arange(len(event)), sensor, event)))                     # stable
+    groups = pd.DataFrame(dict(event=event, sensor=sensor)).groupby(["event", "sensor"]).size()
+    assert start.tolist() == (groups.cumsum() - groups).tolist()
+
+
+def test_too_much_for_one_sort_is_refused():
+    with pytest.raises(ValueError, match="pack fewer events"): dom_order(np.array([0, 2**40]), np.array([2**24, 1]))
+
+
+def reference_by_hand(time, charge, event, n_events):
+    "Event by event: the first time at which half of the charge has come, in whole thousandths of a photo-electron."
+    out = []
+    for e in range(n_events):
+        k = np.flatnonzero(event == e)
+        k = k[np.argsort(time[k], kind="stable")]
+        w = np.clip(np.round(charge[k].astype(np.float64) * 1000), 1, 2.0**40).astype(np.int64)
+        out.append(time[k][np.searchsorted(np.cumsum(w), (w.sum() + 1) // 2)] if len(k) else 0)
+    return np.array(out, time.dtype)
+
+
+times = st.one_of(st.integers(5_000, 80_000), st.integers(-50, 50).map(float), st.floats(-2.0**100, 2.0**100, width=32), st.just(-0.0))
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(times, st.floats(np.float32(0.001), 3_000, width=32, exclude_min=True), st.integers(0, 5)), max_size=60), st.integers(0, 6), st.sampled_from([6, 7, 2**50]))
+def test_reference_time_of_an_event(doms, seed, claimed):
+    "Any times, ties, events in any order; also where event, time and number do not fit into 63 bits."
+    time, charge, event = (np.array([d[i] for d in doms], t) for i, t in enumerate((np.float32, np.float32, np.int64)))
+    mixed = np.random.default_rng(seed).permutation(len(doms))
+    expected = reference_by_hand(time, charge, event, 6)
+    if claimed == 2**50:                                                                  # the other way of sorting, by itself
+        from iceaggr.data import _by_event_and_time
+        order = _by_event_and_time(torch.from_numpy(time), torch.from_numpy(event), claimed).numpy() if len(doms) else np.empty(0, int)
+        assert np.array_equal(time[order], time[np.lexsort((time, event))]) and np.array_equal(event[order], np.sort(event))
+    else:
+        t, q, e = map(torch.from_numpy, (time[mixed], charge[mixed], event[mixed]))
+        found = event_time_reference(t, q, e, claimed)
+        assert found.dtype == torch.float32 and np.array_equal(found.numpy()[:6], expected)
+        finer = t.double() + torch.rand(len(t), dtype=torch.float64) * 1e-9                  # of equal float32
+        assert np.array_equal(event_time_reference(finer, q, e, claimed).numpy()[:6], reference_by_hand(finer.numpy(), q.numpy(), e.numpy(), 6))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)), min_size=1, max_size=15), min_size=1, max_size=8), st.integers(1, 40), st.integers(1, 40), st.randoms())
+def test_blocks_and_pieces_of_any_size(events, piece, block, random):
+    "The tables do not depend on how the pulses come in, and hold every event as it was."
+    import iceaggr.data as data
+    n = np.array([len(e) for e in events])
+    flat = np.array(sum(events, []))
+    columns = dict(time=flat[:, 0], sensor_id=flat[:, 1], charge=np.arange(1, len(flat) + 1) * np.float32(0.1), auxiliary=flat[:, 0] % 2 == 0)
+    order = np.array(random.sample(range(len(n)), len(n)))
+    def make(piece, block):
+        keep, data.BLOCK_PULSES = data.BLOCK_PULSES, block
+        blocks = PulseBlocks(n)
+        for i in range(0, len(flat), piece): blocks.add({k: v[i:i + piece] for k, v in columns.items()})
+        data.BLOCK_PULSES = keep
+        return blocks.finish(order)
+    a, b = make(piece, block), make(10**6, 10**6)
+    for x, y in ((a.columns, b.columns), (a.doms, b.doms), (a.events, b.events)): assert all(np.array_equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in y)
+    source = np.stack([columns[k].astype(np.float32) for k in ("time", "charge", "sensor_id", "auxiliary")], 1)
+    start = np.cumsum(n) - n
+    for k in range(len(n)):                                                               # the k-th event that came is event order[k]
+        e = source[start[k]:start[k] + n[k]]
+        assert np.array_equal(a.gather(np.array([order[k]])), e[np.argsort(e[:, 0], kind="stable")])

@@ -1,11 +1,18 @@
 """Packing, cutting and the paths of T1 for arbitrary events."""
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
 import torch
+from conftest import write_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iceaggr.accumulator import EventAccumulator
+from iceaggr.data import EventBatchSampler, IceCubeDataset, prepare
 from iceaggr.dom_transformer import DOMTransformer
-from iceaggr.packing import collate_dom_packing, split_batch
+from iceaggr.packing import PackedBatches, collate_dom_packing, pack_lengths, packed_batch, split_batch
 
 # An event: pulses on a few sensors, some of them many times, in any order of time.
 event = st.lists(st.tuples(st.integers(0, 5159), st.integers(1, 70)), min_size=1, max_size=6)
@@ -70,3 +77,118 @@ def test_parts_and_paths_agree(doms, L, max_sequences):
     assert not accumulator.incomplete()
     for n, i in enumerate(m["event_ids"].tolist()):
         assert torch.allclose(found[i], expected[m["dom_to_event_idx"] == n], atol=1e-5)
+
+
+def same(a, b):
+    "Two batches, key by key, to the bit and in type."
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for k in a: same(a[k], b[k])
+    elif isinstance(a, torch.Tensor): assert a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    else: assert type(a) is type(b) and a == b
+
+
+def plain_batch(events, L):
+    "The tables of a batch worked out by pandas: pulses by (event, sensor, time), and one row a DOM."
+    frame = pd.concat([pd.DataFrame(e["pulse_features"].double().numpy(), columns=["time", "charge", "sensor", "aux"]).assign(event=i) for i, e in enumerate(events)])
+    frame = frame.sort_values(["event", "sensor", "time"], kind="stable")
+    doms = frame.groupby(["event", "sensor"]).agg(time=("time", "min"), charge=("charge", "sum"), n=("time", "size")).reset_index()
+    return frame, doms
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory):
+    "A data set of four files in the Kaggle layout, with ties in time, and its prepared form."
+    root = write_tiny(tmp_path_factory.mktemp("forms") / "kaggle", {1: 40, 2: 25, 7: 30, 12: 1}, seed=4)
+    for path in (root / "train").iterdir():
+        table = pd.read_parquet(path)
+        table.assign(time=table.time // 300 * 300, sensor_id=(table.sensor_id % 7).astype(np.int16)).to_parquet(path)       # many pulses a DOM
+    return IceCubeDataset(root, cache_size=4), IceCubeDataset(prepare(root, root.parent / "prepared", progress=False))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(-96, 95), min_size=1, max_size=40, unique_by=lambda i: i % 96), st.sampled_from([1, 5, 64, 512, "auto"]), st.booleans())
+def test_all_ways_give_the_same_batch(forms, indices, L, as_array):
+    "From Parquet, from prepared files, from events one by one: several files, any order."
+    parquet, prepared = forms
+    events = parquet.__getitems__(indices)
+    expected = collate_dom_packing(events, L)
+    given = np.array(indices) if as_array else indices
+    for ds in forms: same(packed_batch(ds, given, L), expected)
+    frame, doms = plain_batch(events, L)                                                # and they are right
+    m = expected["metadata"]
+    assert torch.equal(expected["packed_sequences"].view(-1, 4)[m["pulse_positions"]], torch.tensor(frame[["time", "charge", "sensor", "aux"]].to_numpy(np.float32)))
+    assert m["sensor_ids"].tolist() == doms.sensor.tolist() and m["dom_to_event_idx"].tolist() == doms.event.tolist() and m["dom_pulse_counts"].tolist() == doms.n.tolist()
+    assert torch.equal(m["dom_features"], torch.tensor(doms[["time", "charge", "n"]].to_numpy(np.float32)))
+    assert torch.equal(m["event_dom_counts"], torch.bincount(m["dom_to_event_idx"])) and m["event_ids"].tolist() == [int(e["event_id"]) for e in events]
+    assert torch.equal(m["targets"], torch.stack([e["target"] for e in events]))
+
+
+def test_parts_of_a_data_set_and_the_test_split(forms, tmp_path):
+    some = forms[0].event_ids[[3, 50, 51, 90]]
+    a, b = (IceCubeDataset(ds.root, events=some, cache_size=3) for ds in forms)
+    same(packed_batch(b, range(4)), packed_batch(a, range(4)))
+    same(packed_batch(b, range(4)), packed_batch(forms[1], [3, 50, 51, 90]))
+    root = write_tiny(tmp_path / "test", {661: 5}, split="test")
+    ds = IceCubeDataset(prepare(root, tmp_path / "out", split="test", progress=False), "test")
+    batch = packed_batch(ds, [4, 2])
+    assert batch["metadata"]["targets"] is None
+    same(batch, collate_dom_packing(IceCubeDataset(root, "test").__getitems__([4, 2])))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_loader_gives_the_batches(forms, method):
+    for ds in forms:
+        sampler = EventBatchSampler(ds, 16, seed=1, rank=1, world_size=3)
+        lists = list(sampler) + [[]]
+        batches = PackedBatches(ds, lists, 64)
+        batches[0]                                                                         # files are open when the workers start
+        assert len(batches) == len(lists) and batches[-1] is None and len(pickle.dumps(batches)) < 20_000
+        loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=2, multiprocessing_context=method)
+        for some, batch in zip(lists, loader, strict=True):
+            if not some: assert batch is None; continue
+            same(batch, collate_dom_packing(ds.__getitems__(some), 64))
+            batch["packed_sequences"] += 1                                                 # of its own memory, as any tensor
+        for k in (len(lists), -len(lists) - 1):
+            with pytest.raises(IndexError, match="batch"): batches[k]
+    assert len(PackedBatches(forms[1], [])) == 0
+
+
+def test_what_cannot_be_packed(forms):
+    for ds in forms:
+        for indices, L, error, words in (([], 512, ValueError, "no events"), ([3, 4, 3], 512, ValueError, "twice"), ([3, 3 - 96], 512, ValueError, "twice"), ([96], 512, IndexError, "event 96 of a data set of 96"),
+                                         ([-97], 512, IndexError, "-97"), ([0], 0, ValueError, "max_seq_len"), ([0], "long", ValueError, "max_seq_len")):
+            with pytest.raises(error, match=words): packed_batch(ds, indices, L)
+        with pytest.raises(TypeError): packed_batch(ds, [1.0])
+        with pytest.raises(TypeError): packed_batch(ds, np.array([1.0]))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 30), max_size=80), st.integers(30, 70))
+def test_first_fit_decreasing(lengths, capacity):
+    used = []
+    for n in sorted(lengths, reverse=True):                                               # the textbook's way
+        room = [k for k, u in enumerate(used) if u + n <= capacity]
+        if room: used[room[0]] += n
+        else: used.append(n)
+    piece, size, per_sequence = pack_lengths(np.array(lengths, int), capacity)
+    real, sequence = piece < len(lengths), np.repeat(np.arange(len(per_sequence)), per_sequence)
+    assert sorted(piece[real]) == list(range(len(lengths))) and size[real].tolist() == [lengths[p] for p in piece[real]]
+    assert np.bincount(sequence[real], size[real], len(used)).tolist() == used and np.bincount(sequence, size, len(used)).tolist() == [capacity] * len(used)
+    last = np.append(sequence[1:] != sequence[:-1], True) if len(piece) else np.zeros(0, bool)
+    assert last[~real].all()                                                               # a gap is at the end of its sequence
+    for wrong in ([0], [capacity + 1]):
+        with pytest.raises(ValueError, match="capacity"): pack_lengths(np.array(lengths + wrong), capacity)
+
+
+def test_real_physics_batches(ppc_root, tmp_path):
+    a = IceCubeDataset(ppc_root, batch_ids=[3, 4], cache_size=2)
+    b = IceCubeDataset(prepare(ppc_root, tmp_path, [3, 4], progress=False))
+    n = a.n_pulses
+    order = np.random.default_rng(0).permutation(len(a))[:512]
+    brightest = np.argsort(n)[-3:]
+    for indices in (range(128), order[:128], np.union1d(order[128:256], brightest)):
+        batch = packed_batch(b, indices)
+        same(batch, packed_batch(a, indices))
+        same(batch, collate_dom_packing(a.__getitems__(indices)))
+        assert len(batch["packed_sequences"]) <= -(-int(n[np.asarray(indices)].sum()) // 512) + 1
