@@ -9,7 +9,7 @@ __all__ = ['EventAccumulator', 'check_doubles', 'make_t2_batch']
 import torch
 from torch import Tensor
 
-# %% ../nbs/08_accumulator.ipynb #5c0f8521
+# %% ../nbs/08_accumulator.ipynb #2007f160
 class EventAccumulator:
     "Holds DOM embeddings by event until all DOMs of the event have come. Gradients are kept. An event that was handed out is forgotten: its DOMs may come again, in the next epoch for instance."
     def __init__(self): self.events = {}
@@ -32,7 +32,7 @@ class EventAccumulator:
             raise ValueError(f"{len(dom_embeddings)} embeddings for {len(m['dom_to_event_idx'])} DOMs: embeddings and metadata must be of one batch")
         order = torch.argsort(m["dom_to_event_idx"], stable=True)
         held = torch.bincount(m["dom_to_event_idx"], minlength=len(m["event_ids"])).tolist()
-        event_ids, targets = m["event_ids"].tolist(), m.get("targets")
+        event_ids, targets, times = m["event_ids"].tolist(), m.get("targets"), m.get("event_times")
         expected = [None] * len(held) if m.get("event_dom_counts") is None else m["event_dom_counts"].tolist()
         columns = dict(dom_embeddings=dom_embeddings, dom_ids=m["sensor_ids"], dom_features=m.get("dom_features"))
         pieces = {k: [None] * len(held) if v is None else v[order].split(held) for k, v in columns.items()}
@@ -40,7 +40,7 @@ class EventAccumulator:
         for n, event_id in enumerate(event_ids): self.check(event_id, pieces["dom_ids"][n], expected[n])
         for n, event_id in enumerate(event_ids):
             if not held[n]: continue
-            event = self.events.setdefault(event_id, dict(dom_embeddings=[], dom_ids=[], dom_features=[], held=0, expected=expected[n], target=None if targets is None else targets[n]))
+            event = self.events.setdefault(event_id, dict(dom_embeddings=[], dom_ids=[], dom_features=[], held=0, expected=expected[n], target=None if targets is None else targets[n], event_time=None if times is None else times[n]))
             for k, v in pieces.items(): event[k].append(v[n])
             event["held"] += held[n]
 
@@ -77,16 +77,16 @@ def check_doubles(
         first = int(key[n > 1][0])
         raise ValueError(f"event {event_ids[first // (int(sensor_ids.max()) + 1)]}: DOM {first % (int(sensor_ids.max()) + 1)} came twice in one batch")
 
-# %% ../nbs/08_accumulator.ipynb #56d18bf3
+# %% ../nbs/08_accumulator.ipynb #17985d98
 def make_t2_batch(
     event_ids:list, # B ids
     events:list, # what the accumulator held of each
-) -> dict: # dom_embeddings, dom_ids, dom_to_event_idx, batch_size, event_ids, targets, dom_features
+) -> dict: # dom_embeddings, dom_ids, dom_to_event_idx, batch_size, event_ids, targets, dom_features, event_times
     "What T2 takes, from whole events."
     cat = lambda key: None if any(p is None for e in events for p in e[key]) else torch.cat([p for e in events for p in e[key]])
     embeddings, device = cat("dom_embeddings"), events[0]["dom_embeddings"][0].device
     held = torch.tensor([e["held"] for e in events], device=device)
-    targets = None if any(e["target"] is None for e in events) else torch.stack([e["target"] for e in events])
-    return dict(dom_embeddings=embeddings, dom_ids=cat("dom_ids"), dom_features=cat("dom_features"), batch_size=len(events), targets=targets,
+    stack = lambda key: None if any(e[key] is None for e in events) else torch.stack([e[key] for e in events])
+    return dict(dom_embeddings=embeddings, dom_ids=cat("dom_ids"), dom_features=cat("dom_features"), batch_size=len(events), targets=stack("target"), event_times=stack("event_time"),
                 dom_to_event_idx=torch.repeat_interleave(torch.arange(len(events), device=device), held),
                 event_ids=torch.tensor(event_ids, dtype=torch.int64, device=device))

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['strongest_doms', 'within_budget', 'token_count', 'EventTransformer', 'check_doms']
 
-# %% ../nbs/09_event_transformer.ipynb #5889df4c
+# %% ../nbs/09_event_transformer.ipynb #aceb174e
 import warnings
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Block, GroupedLayout, PackedLayout, SegmentPool
+from .attention import Block, GroupedLayout, PackedLayout, SegmentPool, layers
 from .direction import vector_to_angles
 from .dom_transformer import full_precision
 from .features import DOMEncoder, event_centre, sensor_table
@@ -56,7 +56,7 @@ def token_count(
     step = max(1 << max((n - 1).bit_length() - 3, 0), 128)
     return -(-n // step) * step
 
-# %% ../nbs/09_event_transformer.ipynb #71de79a5
+# %% ../nbs/09_event_transformer.ipynb #7926a8b5
 class EventTransformer(nn.Module):
     "T2: the direction of each event from its DOM embeddings."
     def __init__(self,
@@ -102,6 +102,7 @@ class EventTransformer(nn.Module):
         dom_to_event_idx:Tensor, # (D,) event of each DOM, 0 to batch_size - 1
         batch_size:int, # B
         dom_features:Tensor|None=None, # (D, 3) first time [ns], summed charge [p.e.], number of pulses; None: no terms of time and charge
+        event_times:Tensor|None=None, # (B,) reference time of each event [ns]; None: worked out from dom_features
         event_ids=None, targets=None, # further keys of a T2 batch, not used
     ) -> Tensor: # (B, 3): direction times kappa
         "The von Mises-Fisher vector of each event."
@@ -110,34 +111,36 @@ class EventTransformer(nn.Module):
         if not (counts > 0).all(): raise ValueError(f"event {int(counts.argmin())} of the batch has no DOMs")
         sensors = self.sensors[dom_ids].float()
         if dom_features is not None:                       # of all DOMs, before any budget
-            time = event_time_reference(dom_features[:, 0], dom_features[:, 1], dom_to_event_idx, batch_size)
+            time = event_time_reference(dom_features[:, 0], dom_features[:, 1], dom_to_event_idx, batch_size) if event_times is None else event_times
             centre = event_centre(sensors[:, :3], dom_features[:, 1], dom_to_event_idx, batch_size)
         keep = torch.argsort(dom_to_event_idx, stable=True)
         if int(counts.max()) > self.max_doms:
             keep = within_budget(dom_features, dom_ids, dom_to_event_idx, counts, self.max_doms)
             keep = keep[torch.argsort(dom_to_event_idx[keep], stable=True)]
-        event = dom_to_event_idx[keep]
-        x = self.embed(dom_embeddings[keep].to(self.embed.weight.dtype))
-        x = full_precision(x, self.embed.weight)
-        x = x + (self.encoder(sensors[keep]) if dom_features is None else self.encoder(sensors[keep], dom_features[keep], time[event], centre[event]))
-        x = self.attend(x, event, counts.clamp(max=self.max_doms))
+        def tokens(doms): # of some DOMs
+            x = full_precision(self.embed(dom_embeddings[doms].to(self.embed.weight.dtype)), self.embed.weight)
+            if dom_features is None: return x + self.encoder(sensors[doms])
+            event = dom_to_event_idx[doms]
+            return x + self.encoder(sensors[doms], dom_features[doms], time[event], centre[event])
+        x = self.attend(tokens, keep, dom_to_event_idx[keep], counts.clamp(max=self.max_doms))
         with torch.autocast(x.device.type, enabled=False): v = self.head(x.to(self.embed.weight.dtype))   # three digits of bfloat16 are 0.2 degrees
         return v * (1 + v.norm(dim=-1, keepdim=True))
 
     def attend(self,
-        x:Tensor, # (D, d_model) sorted by event
+        tokens, # function from numbers of DOMs to (n, d_model)
+        doms:Tensor, # (D,) numbers, sorted by event
         event:Tensor, # (D,) ascending
         counts:Tensor, # (B,) DOMs of each event
     ) -> Tensor: # (B, d_model)
         "The blocks and the pooling, on the layout that suits the device."
-        kernel = self.kernel if self.kernel != "auto" else "flex" if x.is_cuda else "grouped"
-        if kernel == "grouped": layout = GroupedLayout(counts); x = layout.arrange(x)
-        else:
-            pad = (token_count(len(x)) if kernel == "flex" else len(x)) - len(x)
-            x, ids = F.pad(x, (0, 0, 0, pad)), F.pad(event, (0, pad), value=-1)[None]
-            layout = PackedLayout(ids, ids, len(counts), kernel)
-        for block in self.blocks: x = block(x, layout)
-        return self.pool(x, layout)
+        kernel = self.kernel if self.kernel != "auto" else "flex" if doms.is_cuda else "grouped"
+        if kernel == "grouped":
+            layout = GroupedLayout(counts)
+            doms = layout.arrange(doms)
+            return layers(lambda part: tokens(doms[part.tokens]), self.blocks, self.pool, layout)[0]
+        pad = (token_count(len(doms)) if kernel == "flex" else len(doms)) - len(doms)
+        ids = F.pad(event, (0, pad), value=-1)[None]
+        return layers(lambda part: F.pad(tokens(doms), (0, 0, 0, pad)), self.blocks, self.pool, PackedLayout(ids, ids, len(counts), kernel))[0]
 
 # %% ../nbs/09_event_transformer.ipynb #62be905a
 def check_doms(
