@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'ModelSettings', 'model_settings', 'frame_to_events', 'align_times', 'event_batches',
-           'HierarchicalTransformer', 'predict_parts', 'read_weights', 'pretrained_path', 'predict_dataset',
-           'prediction_table', 'save_weights', 'pile_up']
+           'HierarchicalTransformer', 'predict_parts', 'whole_events', 'read_weights', 'pretrained_path',
+           'predict_dataset', 'prediction_table', 'save_weights', 'pile_up']
 
-# %% ../nbs/10_model.ipynb #2e02c5e6
+# %% ../nbs/10_model.ipynb #f9902651
 import dataclasses
-import functools
 import json
 import warnings
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from .direction import vector_to_angles, vmf_quantile
 from .dom_transformer import DOMTransformer
 from .event_transformer import EventTransformer
 from .geometry import Geometry
-from .packing import collate_dom_packing, split_batch, to_device
+from .packing import PackedBatches, collate_dom_packing, split_batch, to_device
 
 # %% ../nbs/10_model.ipynb #99a713bc
 @dataclass
@@ -114,7 +113,7 @@ def event_batches(
     "Events in order, in lists of at most so many pulses."
     for start, stop in cut_batches([int(e["n_pulses"]) for e in events], len(events), max_pulses): yield events[start:stop]
 
-# %% ../nbs/10_model.ipynb #6580e050
+# %% ../nbs/10_model.ipynb #696ddf64
 class HierarchicalTransformer(nn.Module):
     "T1 over the pulses of each DOM, T2 over the DOMs of each event."
     def __init__(self,
@@ -141,13 +140,15 @@ class HierarchicalTransformer(nn.Module):
         "The von Mises-Fisher vectors of whole events: what the loss takes."
         return self.t2.vector(**self.t2_batch(batch))
 
-    def t2_batch(self, batch:dict) -> dict: # what T2 takes
-        "T1 on a batch of whole events; ValueError names events of which DOMs are missing."
-        embeddings, m = self.t1(batch)
+    def t2_batch(self, batch:dict, embeddings:Tensor|None=None) -> dict: # what T2 takes
+        "T1 (unless its embeddings are given) on a batch of whole events; ValueError names events of which DOMs are missing."
+        m = batch["metadata"]
         held = torch.bincount(m["dom_to_event_idx"], minlength=len(m["event_ids"]))
         partial = [] if m.get("event_dom_counts") is None else m["event_ids"][held != m["event_dom_counts"]].tolist()
         if partial: raise ValueError(f"the batch holds parts of events {partial[:10]}{' ...' if len(partial) > 10 else ''}: use predict, or T1, EventAccumulator and T2")
-        return dict(dom_embeddings=embeddings, dom_ids=m["sensor_ids"], dom_to_event_idx=m["dom_to_event_idx"], batch_size=len(held), dom_features=m["dom_features"])
+        if embeddings is None: embeddings, _ = self.t1(batch)
+        return dict(dom_embeddings=embeddings, dom_ids=m["sensor_ids"], dom_to_event_idx=m["dom_to_event_idx"], batch_size=len(held), dom_features=m["dom_features"],
+                    event_times=m.get("event_times"), event_ids=m["event_ids"])
 
     @torch.no_grad()
     def predict(self,
@@ -191,7 +192,7 @@ class HierarchicalTransformer(nn.Module):
         "A model that comes with the package."
         return cls.load(pretrained_path(name), device)
 
-# %% ../nbs/10_model.ipynb #98237705
+# %% ../nbs/10_model.ipynb #15377ac7
 def predict_parts(
     model:HierarchicalTransformer,
     batches, # iterable of packed batches, the events in any parts
@@ -203,9 +204,11 @@ def predict_parts(
         ids = batch["metadata"]["event_ids"].tolist()
         if not done.isdisjoint(ids): raise ValueError(f"event {next(i for i in ids if i in done)} comes again after it was complete: was a batch given twice, or does event_id occur in two files?")
         seen.update(dict.fromkeys(ids))
-        for part in ([batch] if len(batch["packed_sequences"]) <= max_sequences else split_batch(batch, max_sequences)):
-            acc.add_batch(*model.t1(to_device(part, model.device), max_sequences))
-        for t2_batch in acc.get_complete_events(batch_size=256):
+        if len(batch["packed_sequences"]) <= max_sequences and whole_events(batch["metadata"]) and acc.events.keys().isdisjoint(ids): t2_batches = [model.t2_batch(to_device(batch, model.device))]
+        else:
+            for part in split_batch(batch, max_sequences): acc.add_batch(*model.t1(to_device(part, model.device), max_sequences))
+            t2_batches = acc.get_complete_events(batch_size=256)
+        for t2_batch in t2_batches:
             found.append(prediction_table(t2_batch["event_ids"], model.t2.vector(**t2_batch)))
             done.update(t2_batch["event_ids"].tolist())
     if acc.incomplete():
@@ -213,6 +216,14 @@ def predict_parts(
         warnings.warn(f"{len(missing)} incomplete events get no prediction: " + ", ".join(missing[:100]) + (f" and {len(missing) - 100} more" if len(missing) > 100 else ""))
     table = pd.concat(found) if found else prediction_table(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3))
     return table.set_index("event_id").reindex(list(seen)).rename_axis("event_id").reset_index()
+
+# %% ../nbs/10_model.ipynb #354aefe5
+def whole_events(
+    metadata:dict, # of a packed batch
+) -> bool:
+    "Does the batch hold all DOMs of its events?"
+    counts = metadata.get("event_dom_counts")
+    return counts is not None and torch.equal(torch.bincount(metadata["dom_to_event_idx"], minlength=len(counts)), counts)
 
 # %% ../nbs/10_model.ipynb #fcdd4e68
 def read_weights(
@@ -239,7 +250,7 @@ def pretrained_path(
         raise FileNotFoundError(f"no pretrained model {name!r}; available: {have}")
     return folder / f"{name}.safetensors"
 
-# %% ../nbs/10_model.ipynb #dfc078c5
+# %% ../nbs/10_model.ipynb #da2be9b0
 def predict_dataset(
     model:HierarchicalTransformer,
     dataset, # IceCubeDataset
@@ -250,9 +261,8 @@ def predict_dataset(
 ) -> pd.DataFrame: # as of `predict`, one row an event in the data set's order
     "Directions of all events of a data set, file after file; ValueError if its sensors are not where the model has them."
     model.check_geometry(dataset.geometry)
-    lists = [list(range(a, b)) for a, b in cut_batches(dataset.n_pulses, len(dataset), max_pulses)]
-    collate = functools.partial(collate_dom_packing, max_seq_len=model.settings.max_seq_len)
-    loader = torch.utils.data.DataLoader(dataset, batch_sampler=lists, collate_fn=collate, num_workers=workers)
+    lists = [np.arange(a, b) for a, b in cut_batches(dataset.n_pulses, len(dataset), max_pulses)]
+    loader = torch.utils.data.DataLoader(PackedBatches(dataset, lists, model.settings.max_seq_len), batch_size=None, num_workers=workers, pin_memory=model.device.type == "cuda")
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return model.predict(tqdm(loader, "predict", unit="batch", disable=not progress))
 

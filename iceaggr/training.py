@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LOG_COLUMNS', 'TrainSettings', 'lr_factor', 'update_average', 'save_state', 'write_log', 'load_state', 'validate',
-           'stop_signal', 'train_step', 'fit', 'end_epoch', 'plot_log', 'train', 'source_commit', 'choose_batches',
-           'claim_run']
+           'stop_signal', 'loss_backward', 'random_state', 'train_step', 'fit', 'end_epoch', 'plot_log', 'train',
+           'source_commit', 'choose_batches', 'claim_run']
 
-# %% ../nbs/11_training.ipynb #12e312c5
+# %% ../nbs/11_training.ipynb #e995fa20
 import dataclasses
 import functools
 import json
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import iceaggr
@@ -31,9 +31,9 @@ from . import __version__
 from .data import DataError, EventBatchSampler, IceCubeDataset, find_batches, replacing, split_batches
 from .direction import angles_to_vector, angular_error, vmf_loss
 from .model import HierarchicalTransformer, predict_dataset, save_weights
-from .packing import collate_dom_packing, to_device
+from .packing import PackedBatches, packed_batch, split_batch, to_device
 
-# %% ../nbs/11_training.ipynb #913bbf4f
+# %% ../nbs/11_training.ipynb #642caec1
 @dataclass
 class TrainSettings:
     "How to train."
@@ -47,6 +47,7 @@ class TrainSettings:
     clip:float = 1.              # largest norm of the gradient
     ema:float = 0.999            # decay of the moving average of the weights, per step
     precision:str = "float32"    # or "bfloat16": autocast
+    graph_pulses:int|None = None # most pulses whose graph is kept in T1, above it gradients are computed in slices; None: 16,384 on a CPU, 262,144 on a GPU
     valid_events:int = 4_096     # events of the validation files looked at after each epoch
     save_minutes:float = 5.      # minutes between checkpoints inside an epoch
     seed:int = 0
@@ -149,7 +150,49 @@ def stop_signal(): # yields an Event that is set on Ctrl-C or SIGTERM
     finally:
         for s, h in old.items(): signal.signal(s, h)
 
-# %% ../nbs/11_training.ipynb #d9063792
+# %% ../nbs/11_training.ipynb #ec8b209e
+def loss_backward(
+    model:HierarchicalTransformer,
+    batch:dict, # packed, whole events with targets
+    settings:TrainSettings,
+) -> Tensor: # summed loss of the batch; the gradients of loss / batch_size are in the parameters, complete when this returns
+    "Loss and backward, in slices where the batch is large."
+    target = angles_to_vector(*batch["metadata"]["targets"].T)
+    autocast = lambda: torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
+    cells, most = batch["dom_mask"].numel(), settings.graph_pulses or (262_144 if model.device.type == "cuda" else 16_384)
+    if cells <= most:
+        with autocast(): vector = model.vector(batch)
+        loss = vmf_loss(vector, target, reduction="sum")
+        (loss / settings.batch_size).backward()
+        return loss.detach()
+    parts = list(split_batch(batch, max(most // 2 // batch["dom_mask"].shape[1], 1)))
+    before = [None] * len(parts)
+    with torch.no_grad(), autocast():                          # one context for each phase: autocast must not reuse casts that have no graph
+        slices = []
+        for i, part in enumerate(parts): before[i] = random_state(model.device); slices.append(model.t1(part)[0])
+    embeddings = torch.cat(slices).requires_grad_()
+    with autocast(): vector = model.t2.vector(**model.t2_batch(batch, embeddings))
+    loss = vmf_loss(vector, target, reduction="sum")
+    (loss / settings.batch_size).backward()
+    after = random_state(model.device)
+    for part, state, gradient in zip(parts, before, embeddings.grad.split([len(x) for x in slices])):
+        random_state(model.device, state)
+        with autocast(): again, _ = model.t1(part)
+        again.backward(gradient)
+    random_state(model.device, after)
+    return loss.detach()
+
+def random_state(
+    device, # of the model
+    state=None, # to set
+): # the present state, where none is given
+    "Read or set the random state of the CPU and, where that is the device, of the GPU."
+    cuda = torch.device(device).type == "cuda"
+    if state is None: return torch.get_rng_state(), torch.cuda.get_rng_state(device) if cuda else None
+    torch.set_rng_state(state[0])
+    if cuda: torch.cuda.set_rng_state(state[1], device)
+
+# %% ../nbs/11_training.ipynb #3a19a978
 def train_step(
     model:HierarchicalTransformer,
     optimizer,
@@ -159,17 +202,14 @@ def train_step(
 ) -> float|None: # summed loss of the batch; None if the step was skipped
     "Loss, backward, clip, step."
     for group in optimizer.param_groups: group["lr"] = lr
-    m = batch["metadata"]
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"): vector = model.vector(batch)
-    loss = vmf_loss(vector, angles_to_vector(*m["targets"].T), reduction="sum")
-    (loss / settings.batch_size).backward()
+    loss = loss_backward(model, batch, settings)
     norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
     finite = bool(torch.isfinite(norm) & torch.isfinite(loss))
     if finite: optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.item() if finite else None
 
-# %% ../nbs/11_training.ipynb #a667d7fd
+# %% ../nbs/11_training.ipynb #7f897b71
 def fit(
     model:HierarchicalTransformer, # trained in place
     train_ds, # IceCubeDataset to train on
@@ -192,7 +232,6 @@ def fit(
         state = load_state(run, model, average, optimizer)
         model.check_geometry(train_ds.geometry)                # the checkpoint brought its own
     sampler = EventBatchSampler(train_ds, settings.batch_size, seed=settings.seed, max_pulses=settings.max_pulses)
-    collate = functools.partial(collate_dom_packing, max_seq_len=model.settings.max_seq_len)
     save = functools.partial(save_state, run, state, model, average, optimizer)
     clock = time.perf_counter() - state["seconds"]
     done = lambda part: (time.perf_counter() - clock) / (60 * settings.minutes) if settings.minutes else (state["epoch"] + part) / settings.epochs
@@ -203,7 +242,8 @@ def fit(
             batches = list(sampler)
             model.train()
             lr = settings.lr * lr_factor(done(state["batch"] / len(batches)), settings.warmup)
-            loader = torch.utils.data.DataLoader(train_ds, batch_sampler=batches[state["batch"]:], collate_fn=collate, num_workers=workers, pin_memory=model.device.type == "cuda",
+            packed = PackedBatches(train_ds, batches[state["batch"]:], model.settings.max_seq_len)
+            loader = torch.utils.data.DataLoader(packed, batch_size=None, num_workers=workers, pin_memory=model.device.type == "cuda",
                                                  generator=torch.Generator().manual_seed(settings.seed))       # its own: a resume starts one loader more
             bar = tqdm(loader, f"epoch {state['epoch'] + 1}", total=len(batches), initial=state["batch"], unit="step", disable=not progress, leave=False)
             for batch in bar:
