@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UsageError', 'batch_numbers', 'chosen_batches', 'simulate', 'prepare', 'train', 'predict', 'write_table', 'evaluate',
            'display', 'find_event', 'bench', 'event_name', 'device_name', 'count', 'positive', 'make_parser',
-           'add_simulate', 'add_prepare', 'add_train', 'add_predict', 'add_display', 'main', 'complain']
+           'add_simulate', 'add_prepare', 'add_train', 'add_predict', 'add_display', 'add_bench', 'main', 'complain']
 
 # %% ../nbs/14_cli.ipynb #94861d5e
 import argparse
@@ -154,11 +154,11 @@ def find_event(
         dataset, index = IceCubeDataset(data, split=split, batch_ids=batches, events=[event]), 0
     return index, dataset, next(dataset.event_table().iloc[[index]].itertuples())
 
-# %% ../nbs/14_cli.ipynb #8596b6d7
+# %% ../nbs/14_cli.ipynb #c96443a9
 def bench(args):
-    "Measure speed and memory on this machine."
+    "Measure speed and memory on this machine, in some minutes."
     from iceaggr.benchmark import run_benchmarks
-    run_benchmarks(args.data, args.out)
+    run_benchmarks(args.data, args.out or (None if args.quick else "auto"), device=args.device, quick=args.quick)
 
 # %% ../nbs/14_cli.ipynb #69821914
 def event_name(text:str): # event id or "brightest"
@@ -181,7 +181,7 @@ def positive(text:str) -> int:
     if not text.isdigit() or int(text) < 1: raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
 
-# %% ../nbs/14_cli.ipynb #da37ebc1
+# %% ../nbs/14_cli.ipynb #38c2cba8
 def make_parser() -> argparse.ArgumentParser:
     "The command line."
     from iceaggr import __version__
@@ -198,9 +198,7 @@ def make_parser() -> argparse.ArgumentParser:
     p = verb(evaluate, "data", "out")
     p.add_argument("--predictions", required=True, metavar="FILE", help="what `predict` wrote: .csv or .parquet with event_id, azimuth, zenith and, if there, kappa")
     add_display(verb(display, "data", "out"))
-    p = verb(bench)
-    p.add_argument("--data", metavar="PATH", help="folder in the Kaggle layout; without one, simulated events")
-    p.add_argument("--out", metavar="FILE", help="JSON file for the results")
+    add_bench(verb(bench))
     return parser
 
 # %% ../nbs/14_cli.ipynb #41a33373
@@ -233,7 +231,7 @@ def add_train(p):
     p.add_argument("--device", type=device_name, help="cpu or cuda; default: cuda where there is one")
     p.add_argument("--workers", type=count, default=0, help="processes that load data; 0 loads in the main process")
 
-# %% ../nbs/14_cli.ipynb #1661adcb
+# %% ../nbs/14_cli.ipynb #51526183
 def add_predict(p):
     p.add_argument("--run", required=True, metavar="PATH", help="folder of a run, or a .safetensors file")
     p.add_argument("--split", choices=("train", "test"), default="train", help="which events")
@@ -249,6 +247,12 @@ def add_display(p):
     which = p.add_mutually_exclusive_group()
     which.add_argument("--run", metavar="PATH", help="show the direction that this run's model predicts")
     which.add_argument("--predictions", metavar="FILE", help="show the direction in this table")
+
+def add_bench(p):
+    p.add_argument("--data", metavar="PATH", help="folder in the Kaggle layout; without one, simulated events")
+    p.add_argument("--out", metavar="FILE", help="JSON file for the results, figures beside it; default: benchmarks/results/MACHINE.json")
+    p.add_argument("--device", type=device_name, help="cpu or cuda; default: cuda where there is one")
+    p.add_argument("--quick", action="store_true", help="few events and one run of each, to see that everything works; writes nothing unless --out is given")
 
 # %% ../nbs/14_cli.ipynb #490c9a46
 def main(argv=None) -> int: # exit code
