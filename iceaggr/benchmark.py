@@ -237,7 +237,7 @@ def measure_waiting(b:Bench) -> dict:
         start = end
     return dict(share=waited / total, step_seconds=total / step)
 
-# %% ../nbs/13_benchmarks.ipynb #1703fc2a
+# %% ../nbs/13_benchmarks.ipynb #11f9afee
 def measure_extreme(b:Bench) -> dict:
     "One event with the pulses of many against as many pulses in common events."
     pulses, doms, n = (6_000, 300, 60) if b.quick else (150_000, 2_500, 1_500)
@@ -254,7 +254,7 @@ def measure_prepare(b:Bench) -> dict:
         return [column.to_numpy() for column in table.columns]
     def write():
         with tempfile.TemporaryDirectory(dir=b.folder) as out, mock.patch("os.fsync", lambda file: None): prepare(b.root, out, [number], progress=False)
-    t = medians(dict(prepare=write, read=read), b.runs)
+    t = medians(dict(prepare=write, read=read), 3 * b.runs)
     return dict(seconds=t, pulses=int(b.dataset.n_pulses.sum()), ratio=t["prepare"] / t["read"])
 
 # %% ../nbs/13_benchmarks.ipynb #5ab0a3b0

@@ -180,14 +180,14 @@ def padded_events(events:list) -> tuple: # (B, n, 4) pulses, (B, n) True = pulse
     lengths = torch.tensor([len(e["pulse_features"]) for e in events])
     return nn.utils.rnn.pad_sequence([e["pulse_features"] for e in events], batch_first=True), torch.arange(int(lengths.max())) < lengths[:, None]
 
-# %% ../nbs/12a_reference.ipynb #d5c25c94
+# %% ../nbs/12a_reference.ipynb #4c582545
 def layer_operations(
     spans:Tensor, # (N,) tokens that attend to each other
     d_model:int, # C
 ) -> int:
     "What a transformer block needs."
     tokens, alone = int(spans.sum()), int((spans == 1).sum())
-    return 2 * d_model ** 2 * (3 * (tokens - alone) + alone + 9 * tokens) + 4 * d_model * int(spans[spans > 1].square().sum())
+    return 2 * d_model ** 2 * (3 * (tokens - alone) + 9 * tokens) + 4 * d_model * int(spans[spans > 1].square().sum())
 
 def pool_operations(
     lengths:Tensor, # (N,) tokens of each segment

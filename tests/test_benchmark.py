@@ -72,7 +72,7 @@ def test_operations_by_counting_one_by_one(preset):
         total = 0
         for span in spans:
             for _ in range(span):
-                total += linear(width, width) * (1 if span == 1 else 3) + linear(width, width) + linear(width, 4 * width) + linear(4 * width, width)
+                total += linear(width, width) * (1 if span == 1 else 4) + linear(width, 4 * width) + linear(4 * width, width)
                 if span > 1: total += 2 * sum(2 * width for _ in range(span))
         return total
     t1 = t2 = 0
