@@ -43,7 +43,7 @@ from .model import HierarchicalTransformer, frame_to_events, model_settings, pil
 from .packing import PackedBatches, collate_dom_packing, packed_batch, to_device
 from .reference import FullPulseTransformer, batch_operations, padded_events, padded_step, padded_t1, padded_t2, padded_vector, reference_collate
 from .simulation import demo_dataset
-from .training import TrainSettings, train_step
+from .training import TrainSettings, source_commit, train_step
 
 # %% ../nbs/13_benchmarks.ipynb #74d02a32
 def now(device="cpu") -> float: # seconds
@@ -473,7 +473,7 @@ def run_benchmarks(
     results, start = dict(machine=machine, settings={}, measured={}, errors={}), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         b = Bench(folder, data, preset, device, quick)
-        results["settings"] = dict(device=device, preset=preset, quick=quick, data=b.name, events=b.n, pulses=sum(len(e["pulse_features"]) for e in b.events), model=vars(b.model.settings))
+        results["settings"] = dict(device=device, preset=preset, quick=quick, commit=source_commit(), data=b.name, events=b.n, pulses=sum(len(e["pulse_features"]) for e in b.events), model=vars(b.model.settings))
         measurements = CPU_MEASUREMENTS if torch.device(device).type == "cpu" else CUDA_MEASUREMENTS
         bar = tqdm([m for m in measurements if only is None or m in only], "bench", disable=not progress)
         for name in bar:
@@ -530,7 +530,7 @@ def events_table(results:dict) -> pd.DataFrame:
 def print_results(results:dict):
     "All tables, and what failed."
     s, m = results["settings"], results["machine"]
-    print(f"{m['gpu'] or m['processor']}, {m['threads']} threads, torch {m['torch']}; model {s['preset']}; {s['events']} events of {s['data']}, {s['pulses']:,} pulses; {s['minutes']:.1f} minutes")
+    print(f"{m['gpu'] or m['processor']}, {m['threads']} threads, torch {m['torch']}; commit {s.get('commit') or 'unknown'}; model {s['preset']}; {s['events']} events of {s['data']}, {s['pulses']:,} pulses; {s['minutes']:.1f} minutes")
     for table in (wanted_table(results), first_design_table(results), events_table(results)):
         if len(table): print("\n" + table.to_string(index=False, na_rep=""))
     for name, error in results["errors"].items(): print(f"\n{name} failed: {error}")
