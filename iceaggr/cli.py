@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UsageError', 'batch_numbers', 'chosen_batches', 'simulate', 'prepare', 'train', 'predict', 'write_table', 'evaluate',
-           'display', 'find_event', 'bench', 'event_name', 'device_name', 'count', 'positive', 'make_parser',
+           'display', 'find_event', 'bench', 'event_name', 'device_name', 'count', 'positive', 'share', 'make_parser',
            'add_simulate', 'add_prepare', 'add_train', 'add_predict', 'add_display', 'add_bench', 'main', 'complain']
 
 # %% ../nbs/14_cli.ipynb #94861d5e
@@ -49,7 +49,8 @@ def chosen_batches(
 def simulate(args):
     "Simulate a data set in the Kaggle layout."
     from iceaggr.simulation import simulate_dataset
-    out = simulate_dataset(args.out, args.events, seed=args.seed, mix=args.mix, bright=args.bright, workers=args.workers, geometry=args.geometry)
+    out = simulate_dataset(args.out, args.events, seed=args.seed, workers=args.workers, geometry=args.geometry, mix=args.mix, directions=args.directions,
+                           double_cascades=args.double_cascades, bundles=args.bundles, bright=args.bright, saturation=args.saturation)
     print(f"{args.events:,} simulated events in {out}")
 
 # %% ../nbs/14_cli.ipynb #aa176c1c
@@ -181,6 +182,12 @@ def positive(text:str) -> int:
     if not text.isdigit() or int(text) < 1: raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
 
+def share(text:str) -> float:
+    try: value = float(text)
+    except ValueError: value = -1.
+    if not 0 <= value <= 1: raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
+    return value
+
 # %% ../nbs/14_cli.ipynb #38c2cba8
 def make_parser() -> argparse.ArgumentParser:
     "The command line."
@@ -206,7 +213,11 @@ def add_simulate(p):
     p.add_argument("--events", type=positive, required=True, help="number of events")
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same events, whatever the number of workers")
     p.add_argument("--mix", choices=("default", "ppc"), default="default", help="kinds and energies of the events")
+    p.add_argument("--directions", choices=("isotropic", "atmospheric"), default="isotropic", help="where the neutrinos come from; atmospheric: as the atmosphere makes them and the Earth lets them through")
+    p.add_argument("--double-cascades", type=share, default=0., metavar="SHARE", help="share of the events that are tau neutrinos with two cascades; default: 0")
+    p.add_argument("--bundles", type=share, default=0., metavar="SHARE", help="share of the events that are bundles of muons from above; default: 0")
     p.add_argument("--bright", action="store_true", help="add events of over 100,000 pulses")
+    p.add_argument("--saturation", action="store_true", help="let DOMs saturate in bright light")
     p.add_argument("--geometry", metavar="PATH", help="sensor_geometry.csv, or a folder that has one; default: the nominal detector")
     p.add_argument("--workers", type=positive, help="processes; default: one a core")
 
