@@ -68,11 +68,11 @@ def train(args):
     try: settings = training.TrainSettings(**given)
     except ValueError as e: raise UsageError(str(e)) from None
     train_batches, valid_batches = (chosen_batches(b, args.data) for b in (args.train_batches, args.valid_batches))
-    log = training.train(args.data, args.out, args.preset, train_batches, valid_batches, settings, args.resume, args.device, args.workers)
+    log = training.train(args.data, args.out, args.preset, train_batches, valid_batches, settings, args.init, args.resume, args.device, args.workers)
     if log.attrs["interrupted"]: raise KeyboardInterrupt
     if len(log):
-        best = log.loc[log.valid_mean_degrees.idxmin()]
-        print(f"best epoch {int(best.epoch)}: mean error {best.valid_mean_degrees:.2f} degrees, median {best.valid_median_degrees:.2f}, on validation events; weights in {Path(args.out) / 'best.safetensors'}")
+        best = log.loc[log.held_out_mean_degrees.idxmin()]
+        print(f"best epoch {int(best.epoch)} by the training events kept back: mean error {best.valid_mean_degrees:.2f} degrees, median {best.valid_median_degrees:.2f}, on validation events; weights in {Path(args.out) / 'best.safetensors'}")
 
 # %% ../nbs/14_cli.ipynb #d62acc77
 def predict(args):
@@ -235,6 +235,7 @@ def add_train(p):
     length.add_argument("--epochs", type=positive, help="passes over the training files; default 10")
     length.add_argument("--minutes", type=float, help="train for so long instead; the learning rate follows the clock")
     p.add_argument("--seed", type=int, default=0, help="of the initial weights and of the order of events")
+    p.add_argument("--init", metavar="WEIGHTS", help="start from these weights: a .safetensors file, the folder of a run, or the name of a pretrained model")
     p.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
     p.add_argument("--lr", type=float, help="peak learning rate; default 1e-3")
     p.add_argument("--batch-size", type=positive, help="events a step; default 64")

@@ -7,9 +7,10 @@ __all__ = ['PULSE_COLUMNS', 'META_COLUMNS', 'TARGET_COLUMNS', 'MAX_TIME', 'CHUNK
            'MAPPED_FILES', 'DataError', 'data_root', 'batch_files', 'find_batches', 'open_parquet', 'parquet_rows',
            'column_values', 'wanted_groups', 'read_meta', 'check_meta', 'ranges', 'cut_batches', 'dom_order',
            'late_pulses', 'describe_doms', 'event_time_reference', 'Pulses', 'join_hits', 'check_pulses', 'read_pulses',
-           'PulseBlocks', 'IceCubeDataset', 'choose_files', 'select_events', 'split_batches', 'EventBatchSampler',
-           'replacing', 'write_arrow', 'map_arrow', 'prepared_tables', 'part_path', 'prepared_facts',
-           'read_prepared_events', 'open_prepared', 'is_prepared', 'prepare_batch', 'check_prepared', 'prepare']
+           'PulseBlocks', 'IceCubeDataset', 'choose_files', 'select_events', 'split_batches', 'left_out',
+           'EventBatchSampler', 'replacing', 'write_arrow', 'map_arrow', 'prepared_tables', 'part_path',
+           'prepared_facts', 'read_prepared_events', 'open_prepared', 'is_prepared', 'prepare_batch', 'check_prepared',
+           'prepare']
 
 # %% ../nbs/02_data.ipynb #d779b861
 import json
@@ -599,6 +600,15 @@ def split_batches(
     return train, valid
 
 # %% ../nbs/02_data.ipynb #5f62d37e
+def left_out(
+    dataset, # IceCubeDataset
+    leave_out:int, # as given to `EventBatchSampler`
+    most:int=None, # take at most so many of them, evenly spaced; None: all
+) -> np.ndarray: # numbers of the events in the data set
+    "The events that an `EventBatchSampler` with `leave_out` leaves out."
+    events = np.arange(leave_out - 1, len(dataset), leave_out)
+    return events if most is None or len(events) <= most else events[np.linspace(0, len(events) - 1, most).astype(np.int64)]
+
 class EventBatchSampler(torch.utils.data.Sampler):
     "Batches of like events, shuffled inside a window of few files; every event once an epoch."
     def __init__(self,
@@ -612,17 +622,19 @@ class EventBatchSampler(torch.utils.data.Sampler):
         chunk:int=50, # batches among which events are sorted by size
         rank:int=0, # which share of each batch: that of process `rank`
         world_size:int=1, # of so many; a share can be empty
+        leave_out:int=None, # leave out every so-manyth event of the data set, those of `left_out`
     ):
+        if leave_out is not None and leave_out < 2: raise ValueError(f"leave_out must be at least 2; got {leave_out}")
         if not 0 <= rank < world_size: raise ValueError(f"rank must lie between 0 and world_size - 1; got {rank} of {world_size}")
         if batch_size < 1 or (max_pulses is not None and max_pulses < 1): raise ValueError(f"batch_size and max_pulses must be at least 1; got {batch_size} and {max_pulses}")
         self.dataset, self.batch_size, self.shuffle, self.seed, self.max_pulses, self.chunk = dataset, batch_size, shuffle, seed, max_pulses, chunk
         self.window, self.like_size, self.epoch = window or dataset.cache_size, shuffle if like_size is None else like_size, 0
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.leave_out = rank, world_size, leave_out
         if self.window > dataset.cache_size and not dataset.prepared: warnings.warn(f"a window of {self.window} files of which the data set keeps {dataset.cache_size} decodes a file for almost every batch: make the data set with cache_size={self.window}", stacklevel=2)
 
     def set_epoch(self, epoch:int): self.epoch = int(epoch)
     def __len__(self):
-        if self.max_pulses is not None: return sum(len(cuts) for _, cuts, _ in self._windows())
+        if self.max_pulses is not None or self.leave_out: return sum(len(cuts) for _, cuts, _ in self._windows())
         return sum(-(-int(np.diff(self.dataset.file_offsets)[files].sum()) // self.batch_size) for files in self._files())
     def __iter__(self):
         for events, cuts, rng in self._windows():
@@ -639,6 +651,7 @@ class EventBatchSampler(torch.utils.data.Sampler):
         for w, files in enumerate(self._files(), 1):                        # not from 0: numpy takes [seed, epoch, 0] for [seed, epoch]
             rng = np.random.default_rng([self.seed, self.epoch, w])
             events = ranges(offsets[files], np.diff(offsets)[files])
+            if self.leave_out: events = events[events % self.leave_out != self.leave_out - 1]
             if self.shuffle: events = rng.permutation(events)
             step = self.chunk * self.batch_size if self.like_size else len(events)
             if self.like_size: events = np.concatenate([part[np.argsort(self.dataset.n_pulses[part], kind="stable")] for part in np.split(events, range(step, len(events), step))])

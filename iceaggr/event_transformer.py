@@ -74,6 +74,7 @@ class EventTransformer(nn.Module):
         if max_doms < 1: raise ValueError(f"max_doms must be at least 1; got {max_doms}")
         self.max_doms, self.kernel = max_doms, kernel
         self.register_buffer("sensors", sensor_table(Geometry.nominal() if geometry is None else geometry))
+        self.register_buffer("kappa_scale", torch.ones(()))   # of a calibration after training
         self.embed = nn.Linear(d_dom or d_model, d_model)
         self.encoder = DOMEncoder(d_model)
         self.blocks = nn.ModuleList(Block(d_model, n_heads, dropout) for _ in range(n_layers))
@@ -124,7 +125,7 @@ class EventTransformer(nn.Module):
             return x + self.encoder(sensors[doms], dom_features[doms], time[event], centre[event])
         x = self.attend(tokens, keep, dom_to_event_idx[keep], counts.clamp(max=self.max_doms))
         with torch.autocast(x.device.type, enabled=False): v = self.head(x.to(self.embed.weight.dtype))   # three digits of bfloat16 are 0.2 degrees
-        return v * (1 + v.norm(dim=-1, keepdim=True))
+        return v * ((1 + v.norm(dim=-1, keepdim=True)) * self.kappa_scale.to(v.dtype))
 
     def attend(self,
         tokens, # function from numbers of DOMs to (n, d_model)

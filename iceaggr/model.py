@@ -254,14 +254,16 @@ def pretrained_path(
 def predict_dataset(
     model:HierarchicalTransformer,
     dataset, # IceCubeDataset
+    indices=None, # numbers of the events in the data set; None: all
     max_pulses:int=32_768, # pulses a batch
     workers:int=0, # processes that load
     progress:bool=True,
     precision:str="float32", # or "bfloat16": autocast
 ) -> pd.DataFrame: # as of `predict`, one row an event in the data set's order
-    "Directions of all events of a data set, file after file; ValueError if its sensors are not where the model has them."
+    "Directions of the events of a data set, file after file; ValueError if its sensors are not where the model has them."
     model.check_geometry(dataset.geometry)
-    lists = [np.arange(a, b) for a, b in cut_batches(dataset.n_pulses, len(dataset), max_pulses)]
+    indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
+    lists = [indices[a:b] for a, b in cut_batches(dataset.n_pulses[indices], len(indices), max_pulses)]
     loader = torch.utils.data.DataLoader(PackedBatches(dataset, lists, model.settings.max_seq_len), batch_size=None, num_workers=workers, pin_memory=model.device.type == "cuda")
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return model.predict(tqdm(loader, "predict", unit="batch", disable=not progress))

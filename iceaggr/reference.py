@@ -134,7 +134,7 @@ def padded_t2(
     attend = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
     for block in t2.blocks: padded = padded_block(block, padded, attend)
     v = t2.head(padded_pool(t2.pool, padded[mask], event, B))
-    return v * (1 + v.norm(dim=-1, keepdim=True))
+    return v * (1 + v.norm(dim=-1, keepdim=True)) * t2.kappa_scale.to(v.dtype)
 
 def padded_vector(model:HierarchicalTransformer, batch:dict, scores:str="flex") -> Tensor: # (B, 3)
     "T1 and T2 with padding: what `model.vector` gives, the long way."
