@@ -1,6 +1,6 @@
 """Append the result of a training run to benchmarks/results/runs.csv, which notebooks read.
 
-    python data_scripts/record_run.py RUN METRICS --hardware "2 cores of ..."
+    python data_scripts/record_run.py RUN METRICS --hardware "2 cores of ..." [--trained-on NAME]
 
 RUN is the folder that `iceaggr train` made, METRICS the metrics.json that `iceaggr evaluate` wrote for its predictions."""
 import argparse
@@ -13,12 +13,13 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("run", type=Path)
 parser.add_argument("metrics", type=Path)
 parser.add_argument("--hardware", required=True)
+parser.add_argument("--trained-on", help="name of the data set of the run, where it is not the one that was predicted")
 parser.add_argument("--out", type=Path, default=Path("benchmarks/results/runs.csv"))
 args = parser.parse_args()
 
 settings, metrics = json.loads((args.run / "settings.json").read_text()), json.loads(args.metrics.read_text())
 log = pd.read_csv(args.run / "log.csv")
-row = dict(commit=settings["commit"], seed=settings["train"]["seed"], hardware=args.hardware, data=metrics["data"]["name"], train_batches=" ".join(map(str, settings["train_batches"])),
+row = dict(commit=settings["commit"], seed=settings["train"]["seed"], hardware=args.hardware, trained_on=args.trained_on or metrics["data"]["name"], train_events=settings["train_events"], data=metrics["data"]["name"], train_batches=" ".join(map(str, settings["train_batches"])),
            valid_batches=" ".join(map(str, metrics["batches"])), minutes=settings["train"]["minutes"], epochs=len(log), steps=int(log.step.iloc[-1]), events=metrics["n_events"])
 for who in ("model", "line_fit"):
     row |= {f"{who}_mean": metrics[who]["mean_degrees"], f"{who}_median": metrics[who]["median_degrees"]}

@@ -218,7 +218,7 @@ def add_simulate(p):
     p.add_argument("--bundles", type=share, default=0., metavar="SHARE", help="share of the events that are bundles of muons from above; default: 0")
     p.add_argument("--bright", action="store_true", help="add events of over 100,000 pulses")
     p.add_argument("--saturation", action="store_true", help="let DOMs saturate in bright light")
-    p.add_argument("--geometry", metavar="PATH", help="sensor_geometry.csv, or a folder that has one; default: the nominal detector")
+    p.add_argument("--geometry", metavar="PATH", help="sensor_geometry.csv, a folder that has one, or the .safetensors of a model; default: the nominal detector")
     p.add_argument("--workers", type=positive, help="processes; default: one a core")
 
 def add_prepare(p):
@@ -245,7 +245,7 @@ def add_train(p):
 
 # %% ../nbs/14_cli.ipynb #51526183
 def add_predict(p):
-    p.add_argument("--run", required=True, metavar="PATH", help="folder of a run, or a .safetensors file")
+    p.add_argument("--run", required=True, metavar="PATH", help="folder of a run, a .safetensors file, or the name of a pretrained model")
     p.add_argument("--split", choices=("train", "test"), default="train", help="which events")
     p.add_argument("--batches", type=batch_numbers, help="numbers of the files, such as 5,6, or last; default: all")
     p.add_argument("--submission", action="store_true", help="only the three columns that Kaggle wants")
@@ -257,7 +257,7 @@ def add_display(p):
     p.add_argument("--event", type=event_name, required=True, help='event_id, or "brightest" for the brightest of the last file')
     p.add_argument("--split", choices=("train", "test"), default="train", help="which events")
     which = p.add_mutually_exclusive_group()
-    which.add_argument("--run", metavar="PATH", help="show the direction that this run's model predicts")
+    which.add_argument("--run", metavar="PATH", help="show the direction that this model predicts; a path or a name as for predict")
     which.add_argument("--predictions", metavar="FILE", help="show the direction in this table")
 
 def add_bench(p):

@@ -212,9 +212,18 @@ class Geometry:
     def from_graphnet(cls, path):
         table = read_graphnet(path)
         return cls(table[list("xyz")].to_numpy(), table["efficiency"], name=Path(path).name)
+    @classmethod
+    def from_weights(cls, path):
+        "The detector that a model was trained for; ValueError if the file is not of such a model."
+        from safetensors import safe_open
+        if not Path(path).exists(): raise FileNotFoundError(f"no weights at {path}")
+        try:
+            with safe_open(path, "np") as f: sensors = f.get_tensor("t2.sensors").astype(np.float64)
+        except Exception as e: raise ValueError(f"{path} is not a model of iceaggr ({e})") from e
+        return cls(sensors[:, :3], sensors[:, 5], name=Path(path).name)
 
 # %% ../nbs/00_geometry.ipynb #301d885e
-def load_geometry(path=None # None: the nominal detector; a data folder, a .csv, or a .parquet in GraphNeT's layout
+def load_geometry(path=None # None: the nominal detector; a data folder, a .csv, a .parquet in GraphNeT's layout, or the .safetensors of a model
                  ) -> Geometry:
     "The detector from wherever it is described."
     if path is None: return Geometry.nominal()
@@ -222,7 +231,8 @@ def load_geometry(path=None # None: the nominal detector; a data folder, a .csv,
     if path.is_dir(): path = path / "sensor_geometry.csv"
     if path.suffix == ".csv": return Geometry.from_csv(path)
     if path.suffix == ".parquet": return Geometry.from_graphnet(path)
-    raise ValueError(f"{path}: a geometry is a folder with a sensor_geometry.csv, a .csv, or a .parquet in GraphNeT's layout")
+    if path.suffix == ".safetensors": return Geometry.from_weights(path)
+    raise ValueError(f"{path}: a geometry is a folder with a sensor_geometry.csv, a .csv, a .parquet in GraphNeT's layout, or the .safetensors of a model")
 
 # %% ../nbs/00_geometry.ipynb #956fa161
 _ICE_DEPTH = 1398.4 + 10.0 * np.arange(110)      # [m]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'ModelSettings', 'model_settings', 'frame_to_events', 'align_times', 'event_batches',
-           'HierarchicalTransformer', 'predict_parts', 'whole_events', 'read_weights', 'pretrained_path',
-           'predict_dataset', 'prediction_table', 'save_weights', 'pile_up']
+           'HierarchicalTransformer', 'predict_parts', 'whole_events', 'read_weights', 'pretrained_folder',
+           'pretrained_names', 'pretrained_path', 'predict_dataset', 'prediction_table', 'save_weights', 'pile_up']
 
 # %% ../nbs/10_model.ipynb #f9902651
 import dataclasses
@@ -180,7 +180,8 @@ class HierarchicalTransformer(nn.Module):
 
     @classmethod
     def load(cls, path, device="cpu") -> "HierarchicalTransformer":
-        "Read a model from a .safetensors file, or the best one of a training run's folder."
+        "Read a model from a .safetensors file, or the best one of a training run's folder; failing both, by the name of a pretrained one."
+        if not Path(path).exists() and (name := pretrained_folder() / f"{path}.safetensors").exists(): path = name
         settings, state = read_weights(path)
         model = cls(settings)
         model.t2.sensors = torch.empty_like(state["t2.sensors"])      # the geometry comes from the file, whatever its size
@@ -232,7 +233,7 @@ def read_weights(
     "What `save` wrote; FileNotFoundError or ValueError says what is wrong with the file."
     path = Path(path)
     if path.is_dir(): path = path / "best.safetensors"
-    if not path.exists(): raise FileNotFoundError(f"no weights at {path}: give a .safetensors file or the folder of a run that has finished an epoch")
+    if not path.exists(): raise FileNotFoundError(f"no weights at {path}: give a .safetensors file, the folder of a run that has finished an epoch, or the name of a pretrained model ({pretrained_names()})")
     try:
         with safe_open(path, "pt") as f: header, state = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
     except Exception as e: raise ValueError(f"{path} cannot be read as a safetensors file ({e}): it may be truncated") from e
@@ -240,14 +241,16 @@ def read_weights(
     return json.loads(header["settings"]), state
 
 # %% ../nbs/10_model.ipynb #df641444
+def pretrained_folder() -> Path: return Path(iceaggr.__file__).parent / "pretrained"
+
+def pretrained_names() -> str: return ", ".join(sorted(p.stem for p in pretrained_folder().glob("*.safetensors"))) or "none in this version; train one with `iceaggr train`"
+
 def pretrained_path(
     name:str, # of a model that comes with the package
 ) -> Path:
     "Where its weights are; FileNotFoundError names the ones there are."
-    folder = Path(iceaggr.__file__).parent / "pretrained"
-    if not (folder / f"{name}.safetensors").exists():
-        have = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none in this version; train one with `iceaggr train`"
-        raise FileNotFoundError(f"no pretrained model {name!r}; available: {have}")
+    folder = pretrained_folder()
+    if not (folder / f"{name}.safetensors").exists(): raise FileNotFoundError(f"no pretrained model {name!r}; available: {pretrained_names()}")
     return folder / f"{name}.safetensors"
 
 # %% ../nbs/10_model.ipynb #da2be9b0

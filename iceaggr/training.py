@@ -404,7 +404,7 @@ def start_from(
     init, # a .safetensors file, the folder of a run, or the name of a pretrained model
 ):
     "Start from other weights; ValueError if they are of another size or geometry."
-    other = HierarchicalTransformer.load(init, model.device) if Path(init).exists() else HierarchicalTransformer.from_pretrained(str(init), model.device)
+    other = HierarchicalTransformer.load(init, model.device)
     if dataclasses.replace(other.settings, dropout=0.) != dataclasses.replace(model.settings, dropout=0.): raise ValueError(f"{init} has other sizes than the model to train: {other.settings}, not {model.settings}")
     other.check_geometry(Geometry(model.t2.sensors[:, :3].cpu().numpy()))
     model.load_state_dict({**other.state_dict(), "t2.sensors": model.t2.sensors})

@@ -1,0 +1,62 @@
+"""Train one method for some minutes, judge it on a file of its own, and append the result to benchmarks/results/baselines.csv.
+
+    python data_scripts/compare_baselines.py METHOD --data DIR --train-batches 1,2,3 --test-batch 4 [--minutes 20] [--seed 0] --hardware "1 core of ..."
+
+METHOD: hierarchy (the small model), mean (the same with mean pooling), flat (first pulses of the earliest DOMs), or likelihood (a fit without learning, of --events events)."""
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from iceaggr.baselines import FlatTransformer, fit_tracks
+from iceaggr.cli import batch_numbers
+from iceaggr.data import IceCubeDataset
+from iceaggr.evaluation import evaluate, event_truth, line_fit_events
+from iceaggr.model import HierarchicalTransformer, model_settings, predict_dataset
+from iceaggr.training import TrainSettings, fit, source_commit
+
+METHODS = {"hierarchy": (HierarchicalTransformer, {}), "mean": (HierarchicalTransformer, {"pool": "mean"}), "flat": (FlatTransformer, {})}
+
+
+def trained(method, args, test):
+    "Predictions of a network trained here, and its number of steps."
+    torch.manual_seed(args.seed)
+    train = IceCubeDataset(args.data, batch_ids=args.train_batches, cache_size=len(args.train_batches))
+    kind, changes = METHODS[method]
+    model = kind({**vars(model_settings("small")), **changes}, train.geometry)
+    with tempfile.TemporaryDirectory() as run:
+        log = fit(model, train, test, run, TrainSettings(minutes=args.minutes, seed=args.seed))
+        return predict_dataset(kind.load(run), test), int(log.step.iloc[-1])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("method", choices=(*METHODS, "likelihood"))
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--train-batches", type=batch_numbers, required=True)
+    parser.add_argument("--test-batch", type=int, required=True)
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--events", type=int, default=300, help="events of the likelihood fit")
+    parser.add_argument("--hardware", required=True)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/baselines.csv"))
+    args = parser.parse_args()
+
+    test, steps = IceCubeDataset(args.data, batch_ids=[args.test_batch]), 0
+    if args.method == "likelihood": predictions = fit_tracks(test, np.sort(np.random.default_rng(args.seed).choice(len(test), min(args.events, len(test)), replace=False)))
+    else: predictions, steps = trained(args.method, args, test)
+    truth = event_truth(test, args.data)
+    truth = truth[truth.event_id.isin(predictions.event_id)]
+    lines = line_fit_events(test)
+    metrics = evaluate(predictions, truth, lines[lines.event_id.isin(predictions.event_id)])
+    row = dict(method=args.method, commit=source_commit(), seed=args.seed, minutes=args.minutes, steps=steps, hardware=args.hardware, data=Path(args.data).resolve().name, events=metrics["n_events"],
+               mean=metrics["model"]["mean_degrees"], median=metrics["model"]["median_degrees"], line_fit_mean=metrics["line_fit"]["mean_degrees"])
+    row |= {f"median_{k['name']}": k["model"]["median"] for k in metrics["by"].get("type", [])}
+    row |= {f"coverage_{k}": v for k, v in metrics["calibration"].get("coverage", {}).items()}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    old = [pd.read_csv(args.out)] if args.out.exists() else []
+    pd.concat([*old, pd.DataFrame([row])]).to_csv(args.out, index=False)
+    print(pd.Series(row).to_string())

@@ -1,0 +1,77 @@
+"""Put the best weights of a run into the package, with a model card.
+
+    python data_scripts/publish_weights.py NAME METRICS --stage "simulated events" RUN [--stage "PPC events, files 1 to 3" RUN] --hardware "1 core of ..."
+
+METRICS is the metrics.json that `iceaggr evaluate` wrote for predictions of the last run; stages are the runs that the weights went through, in order."""
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from iceaggr.model import HierarchicalTransformer
+
+
+def stage_row(data, run):
+    "What is known of a run."
+    settings, log = json.loads((run / "settings.json").read_text()), pd.read_csv(run / "log.csv")
+    best = log.loc[log.held_out_mean_degrees.idxmin()]
+    return {"data": data, "events": f"{settings['train_events']:,}", "epochs": f"{best.epoch:.0f} of {len(log)}", "minutes": f"{log.minutes.iloc[-1]:.0f}", "peak learning rate": f"{settings['train']['lr']:g}",
+            "seed": settings["train"]["seed"], "commit": settings["commit"]}
+
+
+def table(rows):
+    "Rows as Markdown."
+    head = list(rows[0])
+    return "\n".join(["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(str(r[k]) for k in head) + " |" for r in rows)])
+
+
+def card(name, model, stages, metrics, hardware):
+    "The model card."
+    kinds = {k["name"].replace("_", " "): k for k in metrics["by"].get("type", [])}
+    errors = [{"angular error [degrees]": what, "model": f"{m:.2f}", "line fit": f"{b:.2f}"} for what, m, b in (
+        ("all events, mean", metrics["model"]["mean_degrees"], metrics["line_fit"]["mean_degrees"]), ("all events, median", metrics["model"]["median_degrees"], metrics["line_fit"]["median_degrees"]),
+        *((f"{k}, median", v["model"]["median"], v["line_fit"]["median"]) for k, v in kinds.items()))]
+    coverage = ", ".join(f"{k} % cone: {100 * v:.1f} %" for k, v in metrics["calibration"]["coverage"].items())
+    return f"""# {name}
+
+Weights for `HierarchicalTransformer.from_pretrained("{name}")`: {sum(p.numel() for p in model.parameters()):,} parameters. Directions of neutrinos seen by IceCube's 86 strings, from pulses with time, charge, sensor and auxiliary flag; kappa is calibrated on events kept back from training (factor {float(model.t2.kappa_scale):.3f}).
+
+## How it was made
+
+{table(stages)}
+
+On {hardware}. Epochs are chosen by a tenth of the training events that is kept back.
+
+## How good it is
+
+{metrics["n_events"]:,} events of file {", ".join(map(str, metrics["batches"]))} of the data set `{metrics["data"]["name"]}`, on which nothing was trained or chosen:
+
+{table(errors)}
+
+Share of the events within their cones: {coverage}.
+
+## What it is not for
+
+Simulated and PPC events of one neutrino each, 200 GeV to 50 TeV with a thin tail above, isotropic; no coincident muons, no detectors with other sensor positions (refused beyond 1 m). Real data differ from both; train or fine-tune on them before use.
+"""
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("metrics", type=Path)
+    parser.add_argument("--stage", nargs=2, action="append", required=True, metavar=("DATA", "RUN"))
+    parser.add_argument("--hardware", required=True)
+    parser.add_argument("--out", type=Path, default=Path("iceaggr/pretrained"))
+    args = parser.parse_args()
+    run = Path(args.stage[-1][1])
+    text = card(args.name, HierarchicalTransformer.load(run), [stage_row(data, Path(r)) for data, r in args.stage], json.loads(args.metrics.read_text()), args.hardware)
+    args.out.mkdir(exist_ok=True)
+    part = args.out / f".{args.name}.{os.getpid()}"
+    shutil.copyfile(run / "best.safetensors", part)
+    os.replace(part, args.out / f"{args.name}.safetensors")
+    (args.out / f"{args.name}.md").write_text(text, encoding="utf-8")
+    print(text)
