@@ -12,11 +12,10 @@ import pandas as pd
 import torch
 
 from iceaggr.baselines import FlatTransformer, fit_tracks
-from iceaggr.cli import batch_numbers
 from iceaggr.data import IceCubeDataset
 from iceaggr.evaluation import evaluate, event_truth, line_fit_events
 from iceaggr.model import HierarchicalTransformer, model_settings, predict_dataset
-from iceaggr.training import TrainSettings, fit, source_commit
+from iceaggr.training import TrainSettings, choose_batches, fit, source_commit
 
 METHODS = {"hierarchy": (HierarchicalTransformer, {}), "mean": (HierarchicalTransformer, {"pool": "mean"}), "flat": (FlatTransformer, {})}
 
@@ -24,11 +23,12 @@ METHODS = {"hierarchy": (HierarchicalTransformer, {}), "mean": (HierarchicalTran
 def trained(method, args, test):
     "Predictions of a network trained here, and its number of steps."
     torch.manual_seed(args.seed)
-    train = IceCubeDataset(args.data, batch_ids=args.train_batches, cache_size=len(args.train_batches))
+    batches, _ = choose_batches(args.data, args.train_batches, [args.test_batch])
+    train, few = IceCubeDataset(args.data, batch_ids=batches, cache_size=len(batches)), IceCubeDataset(args.data, batch_ids=[args.test_batch], max_events=256)
     kind, changes = METHODS[method]
     model = kind({**vars(model_settings("small")), **changes}, train.geometry)
     with tempfile.TemporaryDirectory() as run:
-        log = fit(model, train, test, run, TrainSettings(minutes=args.minutes, seed=args.seed))
+        log = fit(model, train, few, run, TrainSettings(minutes=args.minutes, seed=args.seed))
         return predict_dataset(kind.load(run), test), int(log.step.iloc[-1])
 
 
@@ -36,7 +36,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method", choices=(*METHODS, "likelihood"))
     parser.add_argument("--data", required=True)
-    parser.add_argument("--train-batches", type=batch_numbers, required=True)
+    parser.add_argument("--train-batches", type=lambda text: [int(x) for x in text.split(",")], metavar="1,2,3", help="default: all but the test file")
     parser.add_argument("--test-batch", type=int, required=True)
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -52,7 +52,7 @@ if __name__ == "__main__":
     truth = truth[truth.event_id.isin(predictions.event_id)]
     lines = line_fit_events(test)
     metrics = evaluate(predictions, truth, lines[lines.event_id.isin(predictions.event_id)])
-    row = dict(method=args.method, commit=source_commit(), seed=args.seed, minutes=args.minutes, steps=steps, hardware=args.hardware, data=Path(args.data).resolve().name, events=metrics["n_events"],
+    row = dict(method=args.method, commit=source_commit(), seed=args.seed, minutes=args.minutes if steps else 0., steps=steps, hardware=args.hardware, data=Path(args.data).resolve().name, events=metrics["n_events"],
                mean=metrics["model"]["mean_degrees"], median=metrics["model"]["median_degrees"], line_fit_mean=metrics["line_fit"]["mean_degrees"])
     row |= {f"median_{k['name']}": k["model"]["median"] for k in metrics["by"].get("type", [])}
     row |= {f"coverage_{k}": v for k, v in metrics["calibration"].get("coverage", {}).items()}

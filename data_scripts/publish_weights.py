@@ -18,7 +18,8 @@ def stage_row(data, run):
     "What is known of a run."
     settings, log = json.loads((run / "settings.json").read_text()), pd.read_csv(run / "log.csv")
     best = log.loc[log.held_out_mean_degrees.idxmin()]
-    return {"data": data, "events": f"{settings['train_events']:,}", "epochs": f"{best.epoch:.0f} of {len(log)}", "minutes": f"{log.minutes.iloc[-1]:.0f}", "peak learning rate": f"{settings['train']['lr']:g}",
+    trained = settings["train_events"] * (settings["train"]["held_out"] - 1) // settings["train"]["held_out"]
+    return {"data": data, "events trained on": f"{trained:,}", "epochs": f"{best.epoch:.0f} of {len(log)}", "minutes": f"{log.minutes.iloc[-1]:.0f}", "peak learning rate": f"{settings['train']['lr']:g}",
             "seed": settings["train"]["seed"], "commit": settings["commit"]}
 
 
@@ -68,7 +69,9 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("iceaggr/pretrained"))
     args = parser.parse_args()
     run = Path(args.stage[-1][1])
-    text = card(args.name, HierarchicalTransformer.load(run), [stage_row(data, Path(r)) for data, r in args.stage], json.loads(args.metrics.read_text()), args.hardware)
+    metrics, settings = json.loads(args.metrics.read_text()), json.loads((run / "settings.json").read_text())
+    if set(metrics["batches"]) & set(settings["train_batches"]): parser.error(f"the last stage was trained on files {settings['train_batches']}, and is judged on {metrics['batches']}")
+    text = card(args.name, HierarchicalTransformer.load(run), [stage_row(data, Path(r)) for data, r in args.stage], metrics, args.hardware)
     args.out.mkdir(exist_ok=True)
     part = args.out / f".{args.name}.{os.getpid()}"
     shutil.copyfile(run / "best.safetensors", part)

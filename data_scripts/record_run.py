@@ -18,8 +18,8 @@ parser.add_argument("--out", type=Path, default=Path("benchmarks/results/runs.cs
 args = parser.parse_args()
 
 settings, metrics = json.loads((args.run / "settings.json").read_text()), json.loads(args.metrics.read_text())
-log = pd.read_csv(args.run / "log.csv")
-row = dict(commit=settings["commit"], seed=settings["train"]["seed"], hardware=args.hardware, trained_on=args.trained_on or metrics["data"]["name"], train_events=settings["train_events"], data=metrics["data"]["name"], train_batches=" ".join(map(str, settings["train_batches"])),
+log, held_out = pd.read_csv(args.run / "log.csv"), settings["train"].get("held_out")
+row = dict(commit=settings["commit"], seed=settings["train"]["seed"], hardware=args.hardware, trained_on=args.trained_on or metrics["data"]["name"], train_events=settings["train_events"] * (held_out - 1) // held_out if held_out else settings["train_events"], data=metrics["data"]["name"], train_batches=" ".join(map(str, settings["train_batches"])),
            valid_batches=" ".join(map(str, metrics["batches"])), minutes=settings["train"]["minutes"], epochs=len(log), steps=int(log.step.iloc[-1]), events=metrics["n_events"])
 for who in ("model", "line_fit"):
     row |= {f"{who}_mean": metrics[who]["mean_degrees"], f"{who}_median": metrics[who]["median_degrees"]}

@@ -63,7 +63,7 @@ class EarliestDOMs(EventTransformer):
         return super().vector(dom_embeddings[keep], dom_ids[keep], dom_to_event_idx[keep], batch_size, dom_features[keep], **kwargs)
 
 class FlatTransformer(HierarchicalTransformer):
-    "First pulses of the earliest DOMs, concatenated, and one transformer; trained, saved and used like the hierarchy. One layer more in T2 makes up for T1."
+    "First pulses of the earliest DOMs, concatenated, and one transformer; trained and used like the hierarchy, loaded with `FlatTransformer.load`. One layer more in T2 makes up for T1."
     def __init__(self, settings="small", geometry=None):
         super().__init__(settings, geometry)
         s = self.settings
@@ -85,8 +85,9 @@ def smeared_gamma(
     far = t > 8 * sigma
     eta = np.where(far, 0, np.minimum(rate * sigma - t / sigma, 30))
     near = pbdv(-shape, eta)[0] * np.exp(shape * np.log(rate) + (shape - 1) * np.log(sigma) - np.where(far, 0, t / sigma) ** 2 / 2 + eta**2 / 4) / math.sqrt(2 * math.pi)
-    late = np.maximum(t, sigma)
-    return np.where(far, np.exp(shape * np.log(rate * late) - rate * late - gammaln(shape)) / late, np.maximum(near, 0))
+    late = np.maximum(t, sigma); slope = (shape - 1) / late - rate   # of the logarithm
+    gamma = np.exp(shape * np.log(rate * late) - rate * late - gammaln(shape)) / late
+    return np.where(far, gamma * np.maximum(1 + sigma**2 / 2 * (slope**2 - (shape - 1) / late**2), 0), np.maximum(near, 0))
 
 # %% ../nbs/12b_baselines.ipynb #ad579c92
 def track_likelihood(

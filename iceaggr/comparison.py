@@ -146,7 +146,7 @@ def telling_apart(
     X, y = pd.concat([a, b]).to_numpy(np.float64), np.repeat([0, 1], [len(a), len(b)])
     score, importance = np.empty(len(y)), 0
     for train, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(X, y):
-        model = HistGradientBoostingClassifier().fit(X[train], y[train])
+        model = HistGradientBoostingClassifier(random_state=seed).fit(X[train], y[train])
         score[test] = model.predict_proba(X[test])[:, 1]
         importance = importance + permutation_importance(model, X[test], y[test], scoring="roc_auc", n_repeats=1, random_state=seed).importances_mean / folds
     return roc_auc_score(y, score), pd.Series(importance, a.columns).sort_values(ascending=False)

@@ -603,14 +603,14 @@ def split_batches(
 def left_out(
     dataset, # IceCubeDataset
     leave_out:int, # as given to `EventBatchSampler`
-    most:int=None, # take at most so many of them, evenly spaced; None: all
+    most:int=None, # at most so many; None: all
 ) -> np.ndarray: # numbers of the events in the data set
-    "The events that an `EventBatchSampler` with `leave_out` leaves out."
+    "The events that an `EventBatchSampler` with `leave_out` leaves out; with `most` those of the last files, so that few files need to be read."
     events = np.arange(leave_out - 1, len(dataset), leave_out)
-    return events if most is None or len(events) <= most else events[np.linspace(0, len(events) - 1, most).astype(np.int64)]
+    return events if most is None else events[-most:]
 
 class EventBatchSampler(torch.utils.data.Sampler):
-    "Batches of like events, shuffled inside a window of few files; every event once an epoch."
+    "Batches of like events, shuffled inside a window of few files; every event once an epoch, but for those left out."
     def __init__(self,
         dataset:IceCubeDataset,
         batch_size:int, # at most so many events a batch
@@ -653,7 +653,7 @@ class EventBatchSampler(torch.utils.data.Sampler):
             events = ranges(offsets[files], np.diff(offsets)[files])
             if self.leave_out: events = events[events % self.leave_out != self.leave_out - 1]
             if self.shuffle: events = rng.permutation(events)
-            step = self.chunk * self.batch_size if self.like_size else len(events)
+            step = self.chunk * self.batch_size if self.like_size else max(len(events), 1)
             if self.like_size: events = np.concatenate([part[np.argsort(self.dataset.n_pulses[part], kind="stable")] for part in np.split(events, range(step, len(events), step))])
             n = self.dataset.n_pulses[events]
             yield events, [(s + a, s + b) for s in range(0, len(n), step) for a, b in cut_batches(n[s:s + step], self.batch_size, self.max_pulses)], rng

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BINS', 'LABELS', 'COVERAGES', 'CAPTIONS', 'line_fit', 'read_chunks', 'line_fit_events', 'event_truth',
            'check_predictions', 'read_predictions', 'event_errors', 'bootstrap', 'summary', 'binned', 'pulls',
-           'kappa_scale', 'calibration', 'metrics_of', 'evaluate', 'plot_errors', 'plot_binned', 'plot_types',
+           'likelihood_scale', 'calibration', 'metrics_of', 'evaluate', 'plot_errors', 'plot_binned', 'plot_types',
            'plot_calibration', 'plot_angles', 'plain', 'png_bytes', 'make_figures', 'report_html', 'write_report',
            'find_events', 'load_events', 'evaluate_dataset']
 
@@ -245,7 +245,7 @@ def pulls(
     log_outside = -k * w + np.log(-np.expm1(-room)) - np.log(-np.expm1(-2 * k))
     return np.sqrt(-2 * np.minimum(log_outside, 0))
 
-def kappa_scale(
+def likelihood_scale(
     error:np.ndarray, # angular error [degrees]
     kappa:np.ndarray, # predicted concentration
 ) -> float: # 1: right; below 1: too sure
@@ -262,7 +262,7 @@ COVERAGES = (0.5, 0.68, 0.9)
 
 def calibration(
     events:pd.DataFrame, # of `event_errors`
-) -> dict: # coverage, pulls, kappa_scale, bins of r68; empty without kappa and r68
+) -> dict: # coverage, pulls, likelihood_scale, bins of r68; empty without kappa and r68
     "How far the predicted uncertainties can be trusted."
     if "kappa" not in events: 
         return {} if "r68" not in events else {"coverage": {"68": float((events.error <= events.r68).mean())}}
@@ -272,7 +272,7 @@ def calibration(
     r68 = vmf_quantile(kappa).rad2deg().numpy()
     tenth = np.argsort(np.argsort(r68)) * 10 // len(r68)
     bins = [{"n": int((tenth == i).sum()), "predicted_r68": float(np.median(r68[tenth == i])), "actual_r68": float(np.quantile(e[tenth == i], 0.68))} for i in np.unique(tenth)]
-    return {"coverage": inside, "kappa_scale": kappa_scale(e, k), "kappa_median": float(np.median(k)), "pull_median": float(np.median(s)),
+    return {"coverage": inside, "likelihood_scale": likelihood_scale(e, k), "kappa_median": float(np.median(k)), "pull_median": float(np.median(s)),
             "pull_expected_median": math.sqrt(2 * math.log(2)), "pull_beyond_3": float((s > 3).mean()), "pull_expected_beyond_3": math.exp(-4.5), "r68_tenths": bins}
 
 # %% ../nbs/12_evaluation.ipynb #03975129
@@ -507,7 +507,7 @@ def make_figures(
     figures = {"errors": plot_errors(events)}
     if "type" in metrics["by"]: figures["by_type"] = plot_types(metrics)
     figures |= {f"by_{q}": plot_binned(metrics, q) for q in ("n_pulses", "n_doms", "zenith", "energy") if q in metrics["by"]}
-    if "kappa_scale" in metrics["calibration"]: figures["calibration"] = plot_calibration(events, metrics)
+    if "likelihood_scale" in metrics["calibration"]: figures["calibration"] = plot_calibration(events, metrics)
     return figures | {"angles": plot_angles(events)}
 
 # %% ../nbs/12_evaluation.ipynb #53bc6d94
@@ -515,8 +515,8 @@ def _calibration_html(cal):
     "Calibration in words and numbers."
     if not cal: return '<p class="soft">The predictions carry no kappa.</p>'
     rows = [(f"share inside the {k} % cone", f"{100 * v:.1f} %", f"{k} %") for k, v in cal["coverage"].items()]
-    if "kappa_scale" in cal:
-        rows += [("best factor on kappa", f"{cal['kappa_scale']:.2f}", "1"), ("median pull", f"{cal['pull_median']:.2f}", f"{cal['pull_expected_median']:.2f}"),
+    if "likelihood_scale" in cal:
+        rows += [("best factor on kappa", f"{cal['likelihood_scale']:.2f}", "1"), ("median pull", f"{cal['pull_median']:.2f}", f"{cal['pull_expected_median']:.2f}"),
                  ("pulls beyond 3", f"{100 * cal['pull_beyond_3']:.1f} %", f"{100 * cal['pull_expected_beyond_3']:.1f} %")]
     return _table(["", "here", "calibrated"], rows)
 

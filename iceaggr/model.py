@@ -185,7 +185,8 @@ class HierarchicalTransformer(nn.Module):
         settings, state = read_weights(path)
         model = cls(settings)
         model.t2.sensors = torch.empty_like(state["t2.sensors"])      # the geometry comes from the file, whatever its size
-        model.load_state_dict(state)
+        try: model.load_state_dict(state)
+        except RuntimeError as e: raise ValueError(f"{path} holds weights of another kind of model or of an earlier version: {str(e).splitlines()[-1].strip()}") from e
         return model.to(device).eval()
 
     @classmethod

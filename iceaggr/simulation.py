@@ -56,7 +56,7 @@ NUCLEON_MASS = 0.938  # GeV
 class SimulationSettings:
     "What to simulate."
     mix:str = "default"             # kinds and energies, a key of MIXES
-    energy:tuple|None = None        # limits [GeV] of an E^-2 spectrum in place of the mix's
+    energy:tuple|None = None        # limits [GeV] of an E^-2 spectrum in place of the mix's; of a bundle, a muon's mean
     directions:str = "isotropic"    # or "atmospheric": neutrinos as the atmosphere makes them and the Earth lets them through
     double_cascades:float = 0.0     # share of the events that are tau neutrinos with a cascade where the tau is made and one where it decays
     bundles:float = 0.0             # share of the events that are bundles of muons from above
@@ -71,7 +71,7 @@ class SimulationSettings:
 
     @property
     def shares(self): # (5,) of KINDS
-        rest = 1 - self.double_cascades - self.bundles
+        rest = max(1 - (self.double_cascades + self.bundles), 0.0)
         return (*(rest * share for share in MIXES[self.mix]["shares"]), self.double_cascades, self.bundles)
 
 # %% ../nbs/03_simulation.ipynb #7f78d9f1
@@ -495,7 +495,7 @@ def draw_photons(
 ): # source, sensor, time, weight, a row for each photo-electron
     "Poisson counts of pairs, and the arrival time of each photo-electron."
     count = rng.poisson(mu); cap = MAX_PE
-    while (drawn := np.minimum(count, cap)).sum() > MAX_DRAWN: cap //= 2
+    while (drawn := np.minimum(count, cap)).sum() > MAX_DRAWN and cap > 1: cap //= 2
     k = np.repeat(np.arange(len(mu)), drawn)
     time = t[k] + scale[k] * rng.standard_gamma(shape[k]) + small_angle_delay(rng, r[k]) + JITTER * rng.standard_normal(len(k))
     return source[k], sensor[k], time, (count / np.maximum(drawn, 1))[k]
@@ -553,7 +553,7 @@ def event_light(rng, detector:Detector, events:dict): # event, sensor, time, wei
 
 # %% ../nbs/03_simulation.ipynb #9ce70b1e
 def tau_decays(rng, events:dict): # event, position, direction, time, energy of the cascades
-    "Where taus decay: after 49 m a PeV on average, into a cascade of about 0.6 of their energy."
+    "Where taus decay, on their own line: after 49 m a PeV on average, into a cascade of about 0.6 of their energy."
     k = np.flatnonzero(events["kind"] == 3); tau = ((1 - events["inelasticity"]) * events["energy"])[k]
     length = TAU_LENGTH * tau * rng.standard_exponential(len(k))
     return k, events["vertex"][k] + length[:, None] * events["lepton"][k], events["lepton"][k], length / SPEED_OF_LIGHT, tau * rng.beta(3, 2, len(k))
@@ -720,10 +720,11 @@ def read_out(
     key = (event * N + sensor) * SPAN + time
     order = np.argsort(key, kind="stable"); key, event, sensor, time, charge = (x[order] for x in (key, event, sensor, time, charge))
     launch, start = find_launches(key, charge)
+    if not len(start): return tuple(x[:0] for x in (event, sensor, time.astype(np.int64), charge, launch < 0)), np.zeros(n, bool)
     hlc = local_coincidence(event[start], sensor[start], time[start], neighbours)
     h = start[hlc]; h = h[np.lexsort((time[h], event[h]))]
     first, last = smt_trigger(event[h], time[h], n, MIXES[settings.mix]["launches"])
-    offset = time - time[start[launch]] if len(start) else time
+    offset = time - time[start[launch]]
     keep = (launch >= 0) & np.where(hlc[launch], True, offset < STAMP)
     keep &= (time[start[launch]] >= first[event] - BEFORE) & (time <= last[event] + AFTER)  # nan: no trigger
     time_of_launch = time[start[launch[keep]]]; event, sensor, time, charge, launch = (x[keep] for x in (event, sensor, time, charge, launch))

@@ -60,6 +60,7 @@ class TrainSettings:
         if self.precision not in ("float32", "bfloat16"): raise ValueError(f'precision must be "float32" or "bfloat16"; got {self.precision!r}')
         for name in ("batch_size", "max_pulses", "lr", "valid_events", "clip") + (("epochs",) if self.minutes is None else ("minutes",)):
             if not 0 < getattr(self, name) < math.inf: raise ValueError(f"{name} must be positive and finite; got {getattr(self, name)}")
+        if self.held_out < 2: raise ValueError(f"held_out must be at least 2; got {self.held_out}")
 
 # %% ../nbs/11_training.ipynb #50db844d
 def lr_factor(
@@ -169,8 +170,9 @@ def calibrate(
     indices, # events that it was not trained on
     precision:str="float32",
 ) -> float: # kappa_scale
-    "Make 68 % of some events lie within their 68 % cones."
+    "Make 68 % of some events lie within their 68 % cones; fewer than fifty say too little."
     model.t2.kappa_scale.fill_(1.)
+    if len(indices) < 50: return 1.
     error, kappa, _ = predict_with_truth(model, dataset, indices, precision)
     model.t2.kappa_scale.fill_(coverage_scale(error, kappa))
     return float(model.t2.kappa_scale)
@@ -270,11 +272,12 @@ def fit(
         model.check_geometry(train_ds.geometry)                # the checkpoint brought its own
     model.t2.kappa_scale.fill_(1.); average.t2.kappa_scale.fill_(1.)
     held_out = left_out(train_ds, settings.held_out, settings.valid_events)
+    if not len(held_out): raise DataError(f"{len(train_ds)} training events are too few: one of {settings.held_out} is kept back")
     sampler = EventBatchSampler(train_ds, settings.batch_size, seed=settings.seed, max_pulses=settings.max_pulses, leave_out=settings.held_out)
     save = functools.partial(save_state, run, state, model, average, optimizer)
     clock = time.perf_counter() - state["seconds"]
     done = lambda part: (time.perf_counter() - clock) / (60 * settings.minutes) if settings.minutes else (state["epoch"] + part) / settings.epochs
-    bad, saved = 0, time.perf_counter()
+    bad, saved, trained = 0, time.perf_counter(), False
     with stop_signal() as stop:
         while done(0.) < 1 and not stop.is_set():
             sampler.set_epoch(state["epoch"])
@@ -304,15 +307,17 @@ def fit(
             bar.close()
             if stop.is_set() and state["batch"] < len(batches) and done(0.) < 1: break
             end_epoch(run, state, average, train_ds, held_out, valid_ds, settings, lr, progress)
+            trained = True
             state["seconds"] = time.perf_counter() - clock
             save(); saved = time.perf_counter()
         if state["epoch_events"] and done(0.) >= 1:             # resumed after the time was up, before the last validation
             end_epoch(run, state, average, train_ds, held_out, valid_ds, settings, settings.lr * lr_factor(1., settings.warmup), progress)
+            trained = True
             save()
-        if stop.is_set(): save(); tqdm.write(f"stopped at epoch {state['epoch'] + 1}, step {state['step']}; resume with the same command and --resume")
+        if stop.is_set() and done(0.) < 1: save(); tqdm.write(f"stopped at epoch {state['epoch'] + 1}, step {state['step']}; resume with the same command and --resume")
     model.load_state_dict(average.state_dict())
     model.eval()
-    if not stop.is_set() and (run / "best.safetensors").exists(): calibrate_best(type(model).load(run, model.device), run, train_ds, left_out(train_ds, settings.held_out), settings.precision)
+    if trained and done(0.) >= 1: calibrate_best(type(model).load(run, model.device), run, train_ds, held_out, settings.precision)
     log = pd.DataFrame(state["log"], columns=LOG_COLUMNS)
     log.attrs["interrupted"] = stop.is_set() and done(0.) < 1
     return log
@@ -389,7 +394,7 @@ def train(
     valid_ds = IceCubeDataset(data, batch_ids=valid_batches, max_events=settings.valid_events, cache_size=1)
     torch.manual_seed(settings.seed)
     model = HierarchicalTransformer(preset, train_ds.geometry).to(device)
-    if init is not None: start_from(model, init)
+    if init is not None and not (resume and (run / "state.pt").exists()): start_from(model, init)
     facts = dict(init=None if init is None else str(init), model=dataclasses.asdict(model.settings), train=dataclasses.asdict(settings), train_batches=train_batches, valid_batches=valid_batches,
                  train_events=len(train_ds), valid_events=len(valid_ds), version=__version__, commit=source_commit())
     claim_run(run, facts, resume)

@@ -1,6 +1,7 @@
 """The command as a user runs it: processes of its own, exit codes, interruption and resume."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +9,10 @@ import time
 
 import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file
+
+from iceaggr.model import read_weights
 
 COMMAND = [sys.executable, "-m", "iceaggr.cli"]
 
@@ -44,6 +48,32 @@ def test_train_predict_evaluate_from_either_form(tiny_dataset, tmp_path):
     pd.testing.assert_frame_equal(*tables)                              # the same batches, the same weights, the same predictions
     done = call("evaluate", "--predictions", run / "p.parquet", "--data", tiny_dataset, "--out", tmp_path / "report")
     assert done.returncode == 0 and json.loads((tmp_path / "report/metrics.json").read_text())["n_events"] == 7, done.stderr
+
+
+def test_training_starts_from_other_weights(tiny_dataset, tmp_path):
+    args = ["train", "--data", tiny_dataset, "--epochs", 1, "--batch-size", 4, "--train-batches", "2,3", "--valid-batches", 10]
+    assert call(*args, "--out", tmp_path / "first").returncode == 0
+    first = read_weights(tmp_path / "first")[1]
+    done = call(*args, "--out", tmp_path / "second", "--init", tmp_path / "first", "--lr", 1e-12)
+    assert done.returncode == 0, done.stderr
+    for name, x in read_weights(tmp_path / "second")[1].items():
+        if name != "t2.kappa_scale": torch.testing.assert_close(x, first[name], atol=1e-6, rtol=1e-4, msg=name)      # hardly moved from there
+    shutil.rmtree(tmp_path / "first")                                   # a resume has its own state
+    assert call(*args, "--out", tmp_path / "second", "--init", tmp_path / "first", "--lr", 1e-12, "--resume").returncode == 0
+    done = call(*args, "--out", tmp_path / "third", "--init", tmp_path / "nothing")
+    assert done.returncode == 1 and "no weights at" in done.stderr
+
+
+def test_too_few_events_to_keep_any_back(tiny_dataset, tmp_path):
+    done = call("train", "--data", tiny_dataset, "--out", tmp_path / "run", "--epochs", 1, "--train-batches", "2", "--valid-batches", 10)
+    assert done.returncode == 1 and "too few" in done.stderr, done.stderr
+
+
+def test_simulation_takes_what_to_simulate(tmp_path):
+    done = call("simulate", "--events", 40, "--out", tmp_path / "data", "--double-cascades", 0.3, "--bundles", 0.4, "--directions", "atmospheric", "--saturation")
+    assert done.returncode == 0, done.stderr
+    assert {"double_cascade", "muon_bundle"} < set(pd.read_parquet(tmp_path / "data/truth.parquet").type)
+    assert call("simulate", "--events", 40, "--out", tmp_path / "none", "--bundles", 2).returncode == 2 and not (tmp_path / "none").exists()
 
 
 def test_interrupted_training_resumes_to_the_same_weights(tiny_dataset, tmp_path):
@@ -93,8 +123,8 @@ def test_bad_data_is_named_without_traceback(tiny_dataset, tmp_path):
 def test_core_modules_need_only_the_core_packages():
     script = """
 import sys
-for name in ("plotly", "matplotlib", "ipywidgets", "scipy", "fastcore", "nbdev", "IPython"): sys.modules[name] = None
-import iceaggr.training, iceaggr.model, iceaggr.evaluation, iceaggr.display, iceaggr.simulation, iceaggr.benchmark, iceaggr.cli
+for name in ("plotly", "matplotlib", "ipywidgets", "scipy", "sklearn", "fastcore", "nbdev", "IPython"): sys.modules[name] = None
+import iceaggr.training, iceaggr.model, iceaggr.evaluation, iceaggr.display, iceaggr.simulation, iceaggr.comparison, iceaggr.baselines, iceaggr.benchmark, iceaggr.cli
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == 0, done.stderr

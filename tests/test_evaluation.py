@@ -70,7 +70,7 @@ def test_calibrated_kappa_is_called_calibrated(kappa):
     c = evaluate(pd.DataFrame({"event_id": np.arange(n), "azimuth": az, "zenith": zen, "kappa": kappa}), truth)["calibration"]
     assert all(abs(c["coverage"][str(p)] - p / 100) < 0.03 for p in (50, 68, 90))
     assert abs(c["pull_median"] - c["pull_expected_median"]) < 0.06 and abs(c["pull_beyond_3"] - c["pull_expected_beyond_3"]) < 0.01
-    if kappa >= 1: assert 0.85 < c["kappa_scale"] < 1.15
+    if kappa >= 1: assert 0.85 < c["likelihood_scale"] < 1.15
 
 
 GOOD = pd.DataFrame({"event_id": [5, 6, 7], "azimuth": [0.0, 1, 6], "zenith": [0.1, 1, 3]})
