@@ -23,7 +23,7 @@ from .features import PulseEncoder
 from .geometry import SPEED_OF_LIGHT
 from .model import HierarchicalTransformer
 from .packing import batch_event_times
-from .simulation import COS_C, GROUP_INDEX, PANDEL_LAMBDA, PANDEL_TAU, SIN_C, TAN_C, track_time
+from .simulation import GROUP_INDEX, PANDEL_LAMBDA, PANDEL_TAU, SIN_C, TAN_C, track_time
 
 # %% ../nbs/12b_baselines.ipynb #a05a3b93
 class FirstPulses(nn.Module):

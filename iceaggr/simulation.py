@@ -704,9 +704,9 @@ def pulse_starts(
     return np.sort(np.concatenate([x[window_starts(launch[x] * SPAN + time[x], w)] for x, w in ((fine, MERGE), (coarse, COARSE), (other, LAUNCH))]))
 
 
-def saturated(charge:np.ndarray): # p.e.
-    "Charge that a PMT shows of a pulse of MERGE ns: 10 % less at 31 p.e. a nanosecond (IceCube, NIM A 618, 2010), 64 at most."
-    return charge / np.sqrt(1 + (charge / MERGE / 64) ** 2)
+def saturated(charge:np.ndarray, width:np.ndarray): # p.e., from p.e. and ns
+    "Charge that a PMT shows of a pulse: 10 % less at 31 p.e. a nanosecond (IceCube, NIM A 618, 2010), 64 at most."
+    return charge / np.sqrt(1 + (charge / width / 64) ** 2)
 
 # %% ../nbs/03_simulation.ipynb #29b8955a
 def read_out(
@@ -731,7 +731,7 @@ def read_out(
     new = pulse_starts(launch, time, time - time_of_launch, hlc[launch])
     total, moment = (np.add.reduceat(x, new) if len(new) else x for x in (charge, charge * time))
     at = np.where(hlc[launch[new]], moment / total, time[new])
-    if settings.saturation: total = saturated(total)
+    if settings.saturation: total = saturated(total, np.where(hlc[launch[new]], np.where((time - time_of_launch)[new] < FINE, MERGE, COARSE), STAMP))
     origin = first.copy(); begins = time[new] == first[event[new]]; origin[event[new][begins]] = at[begins]  # the pulse of the first launch stands at TRIGGER_TIME
     stamp = np.rint(at - origin[event[new]]).astype(np.int64) + TRIGGER_TIME
     total = np.maximum(np.rint(total / CHARGE_STEP), 1) * CHARGE_STEP
