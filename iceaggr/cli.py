@@ -237,7 +237,7 @@ def add_train(p):
     p.add_argument("--seed", type=int, default=0, help="of the initial weights and of the order of events")
     p.add_argument("--init", metavar="WEIGHTS", help="start from these weights: a .safetensors file, the folder of a run, or the name of a pretrained model")
     p.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
-    p.add_argument("--lr", type=float, help="peak learning rate; default 1e-3")
+    p.add_argument("--lr", type=float, help="peak learning rate; default 3e-3")
     p.add_argument("--batch-size", type=positive, help="events a step; default 64")
     p.add_argument("--precision", choices=("float32", "bfloat16"), help="bfloat16: autocast")
     p.add_argument("--device", type=device_name, help="cpu or cuda; default: cuda where there is one")

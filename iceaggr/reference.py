@@ -18,7 +18,9 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from .attention import Block, segment_mask_mod
 from .direction import angles_to_vector, vmf_loss
+from .event_transformer import WINDOW
 from .features import PulseEncoder, event_centre, sensor_table
+from .geometry import SPEED_OF_LIGHT
 from .model import HierarchicalTransformer
 from .packing import batch_event_times, event_time_reference
 
@@ -131,8 +133,14 @@ def padded_t2(
     mask = torch.arange(int(counts.max()), device=x.device) < counts[:, None]           # (B, n): DOMs are in order of events
     padded = x.new_zeros(*mask.shape, x.shape[1])
     padded[mask] = x
-    attend = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
-    for block in t2.blocks: padded = padded_block(block, padded, attend)
+    r = torch.cat([sensors[:, :3] - centre[event], SPEED_OF_LIGHT * (features[:, :1] - time[event, None])], 1)
+    place = r.new_zeros(*mask.shape, 4)
+    place[mask] = (r / WINDOW).clamp(-5, 5)
+    dx, dt = (place[:, :, None, :3] - place[:, None, :, :3]).square().sum(-1), (place[:, :, None, 3] - place[:, None, :, 3]).square()
+    for block in t2.blocks:
+        a, b = block.attention.interval.T[:, None, :, None, None]
+        scores = (b * dt[:, None] - a * dx[:, None]).masked_fill(~mask[:, None, None, :], -torch.inf)
+        padded = padded_block(block, padded, lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=scores.to(q.dtype)))
     v = t2.head(padded_pool(t2.pool, padded[mask], event, B))
     return v * (1 + v.norm(dim=-1, keepdim=True)) * t2.kappa_scale.to(v.dtype)
 
