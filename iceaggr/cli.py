@@ -239,6 +239,7 @@ def add_train(p):
     p.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
     p.add_argument("--lr", type=float, help="peak learning rate; default 3e-3")
     p.add_argument("--batch-size", type=positive, help="events a step; default 64")
+    p.add_argument("--no-augment", dest="augment", action="store_false", default=None, help="show every event as it is, without motions of the detector, thinned noise and jitter")
     p.add_argument("--precision", choices=("float32", "bfloat16"), help="bfloat16: autocast")
     p.add_argument("--device", type=device_name, help="cpu or cuda; default: cuda where there is one")
     p.add_argument("--workers", type=count, default=0, help="processes that load data; 0 loads in the main process")

@@ -212,8 +212,9 @@ class PackedBatches(torch.utils.data.Dataset):
         dataset, # IceCubeDataset in either form; open files do not travel to worker processes
         batches, # lists of indices, as of `EventBatchSampler`; an empty one, of a process without a share, gives None
         max_seq_len=512, # L or "auto"
+        change=None, # function of a batch, applied to each
     ):
-        self.dataset, self.max_seq_len = dataset, max_seq_len
+        self.dataset, self.max_seq_len, self.change = dataset, max_seq_len, change
         self.ends = np.cumsum([len(b) for b in batches])
         self.indices = np.concatenate([np.asarray(b, np.int64) for b in batches]) if len(batches) else np.empty(0, np.int64)    # one array: workers share it
 
@@ -224,6 +225,7 @@ class PackedBatches(torch.utils.data.Dataset):
         some = self.indices[self.ends[k - 1] if k else 0:self.ends[k]]
         if not len(some): return None
         batch = packed_batch(self.dataset, some, self.max_seq_len)
+        if self.change is not None: batch = self.change(batch)
         return batch if torch.utils.data.get_worker_info() is None else TravellingBatch(batch)
 
 class TravellingBatch:

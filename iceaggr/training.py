@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 
 import iceaggr
 from . import __version__
+from .augmentation import grid_motions, moved_detector, perturb
 from .data import DataError, EventBatchSampler, IceCubeDataset, find_batches, left_out, replacing, split_batches
 from .direction import angles_to_vector, angular_error, vmf_loss, vmf_quantile
 from .geometry import Geometry
@@ -49,6 +50,7 @@ class TrainSettings:
     warmup:float = 0.02          # share of the schedule with a rising learning rate
     clip:float = 1.              # largest norm of the gradient
     ema:float = 0.999            # decay of the moving average of the weights, per step
+    augment:bool = True          # learn from moved detectors, thinned noise and jittered pulses
     precision:str = "float32"    # or "bfloat16": autocast
     graph_pulses:int|None = None # most pulses whose graph is kept in T1, above it gradients are computed in slices; None: 16,384 on a CPU, 262,144 on a GPU
     held_out:int = 10            # one training event of so many is kept back, to choose the epoch and to calibrate kappa
@@ -281,10 +283,11 @@ def fit(
     resume:bool=False, # continue from the run's last checkpoint
     workers:int=0, # processes that load
     progress:bool=True, # show progress bars
+    optimizer=None, # of the parameters of the model; None: `MuonAdamW`
 ) -> pd.DataFrame: # the log, one row an epoch
     "Train; checkpoints, weights and the log go to the run's folder."
     run, average = Path(run), copy.deepcopy(model)
-    optimizer = MuonAdamW(model, settings.lr, settings.weight_decay)
+    optimizer = optimizer or MuonAdamW(model, settings.lr, settings.weight_decay)
     state = dict(epoch=0, batch=0, step=0, seconds=0., best=math.inf, log=[], epoch_loss=0., epoch_events=0, epoch_seconds=0.)
     if resume:
         state = load_state(run, model, average, optimizer)
@@ -293,6 +296,8 @@ def fit(
     held_out = left_out(train_ds, settings.held_out, settings.valid_events)
     if not len(held_out): raise DataError(f"{len(train_ds)} training events are too few: one of {settings.held_out} is kept back")
     sampler = EventBatchSampler(train_ds, settings.batch_size, seed=settings.seed, max_pulses=settings.max_pulses, like_size=False, leave_out=settings.held_out)
+    motions, middle = grid_motions(train_ds.geometry)
+    if not settings.augment: motions = motions[:1]
     save = functools.partial(save_state, run, state, model, average, optimizer)
     clock = time.perf_counter() - state["seconds"]
     done = lambda part: (time.perf_counter() - clock) / (60 * settings.minutes) if settings.minutes else (state["epoch"] + part) / settings.epochs
@@ -303,14 +308,16 @@ def fit(
             batches = list(sampler)
             model.train()
             lr = settings.lr * lr_factor(done(state["batch"] / len(batches)), settings.warmup)
-            packed = PackedBatches(train_ds, batches[state["batch"]:], model.settings.max_seq_len)
+            change = functools.partial(perturb, seed=settings.seed, epoch=state["epoch"]) if settings.augment else None
+            packed = PackedBatches(train_ds, batches[state["batch"]:], model.settings.max_seq_len, change)
             loader = torch.utils.data.DataLoader(packed, batch_size=None, num_workers=workers, pin_memory=model.device.type == "cuda",
                                                  generator=torch.Generator().manual_seed(settings.seed))       # its own: a resume starts one loader more
             bar = tqdm(loader, f"epoch {state['epoch'] + 1}", total=len(batches), initial=state["batch"], unit="step", disable=not progress, leave=False)
             for batch in bar:
                 start, B = time.perf_counter(), len(batch["metadata"]["event_ids"])
                 lr = settings.lr * lr_factor(done(state["batch"] / len(batches)), settings.warmup)
-                loss = train_step(model, optimizer, to_device(batch, model.device), settings, lr)
+                motion = motions[np.random.default_rng([settings.seed, state["epoch"], state["batch"], 1]).integers(len(motions))]
+                with moved_detector(model.t2, to_device(batch, model.device), motion, middle) as batch: loss = train_step(model, optimizer, batch, settings, lr)
                 bad = bad + 1 if loss is None else 0
                 if bad: tqdm.write(f"step {state['step']}: loss or gradient not finite, step skipped; events {batch['metadata']['event_ids'].tolist()}")
                 if bad >= 10: raise FloatingPointError("ten steps in a row without a finite loss: lower the learning rate, or look at the events named above")
