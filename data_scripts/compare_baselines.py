@@ -2,7 +2,8 @@
 
     python data_scripts/compare_baselines.py METHOD --data DIR --train-batches 1,2,3 --test-batch 4 [--minutes 20] [--seed 0] --hardware "1 core of ..."
 
-METHOD: hierarchy (the small model), mean (the same with mean pooling), flat (first pulses of the earliest DOMs), or likelihood (a fit without learning, of --events events)."""
+METHOD: hierarchy (the small model), mean (the plain first design: mean pooling, no intervals), flat and flat-plain (first pulses of the earliest DOMs, with this project's inputs or plain ones),
+likelihood (a fit without learning, of --events events), or without-... (the small model without one of its choices)."""
 import argparse
 import tempfile
 from pathlib import Path
@@ -11,25 +12,42 @@ import numpy as np
 import pandas as pd
 import torch
 
-from iceaggr.baselines import FlatTransformer, fit_tracks
+from iceaggr.ablations import ABLATIONS, Ablation, WithoutInterval, predict_rotated
+from iceaggr.baselines import FlatTransformer, PlainFlatTransformer, fit_tracks
 from iceaggr.data import IceCubeDataset
 from iceaggr.evaluation import evaluate, event_truth, line_fit_events
-from iceaggr.model import HierarchicalTransformer, model_settings, predict_dataset
+from iceaggr.model import model_settings, predict_dataset
 from iceaggr.training import TrainSettings, choose_batches, fit, source_commit
 
-METHODS = {"hierarchy": (HierarchicalTransformer, {}), "mean": (HierarchicalTransformer, {"pool": "mean"}), "flat": (FlatTransformer, {})}
+METHODS = {
+    "hierarchy": Ablation("nothing"),
+    "mean": Ablation("attention pooling, intervals", WithoutInterval, {"pool": "mean"}),
+    "flat": Ablation("T1", FlatTransformer),
+    "flat-plain": Ablation("T1, inputs", PlainFlatTransformer),
+} | {f"without-{name}": ablation for name, ablation in ABLATIONS.items()}
 
 
 def trained(method, args, test):
-    "Predictions of a network trained here, and its number of steps."
+    "A network trained here, and its number of steps."
     torch.manual_seed(args.seed)
     batches, _ = choose_batches(args.data, args.train_batches, [args.test_batch])
     train, few = IceCubeDataset(args.data, batch_ids=batches, cache_size=len(batches)), IceCubeDataset(args.data, batch_ids=[args.test_batch], max_events=256)
-    kind, changes = METHODS[method]
-    model = kind({**vars(model_settings("small")), **changes}, train.geometry)
+    change = METHODS[method]
+    model, settings = change.kind({**vars(model_settings("small")), **change.model}, train.geometry), TrainSettings(**{"minutes": args.minutes, "seed": args.seed, **change.train})
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.98)) if change.adamw else None
     with tempfile.TemporaryDirectory() as run:
-        log = fit(model, train, few, run, TrainSettings(minutes=args.minutes, seed=args.seed))
-        return predict_dataset(kind.load(run), test), int(log.step.iloc[-1])
+        log = fit(model, train, few, run, settings, optimizer=optimizer)
+        return change.kind.load(run), int(log.step.iloc[-1])
+
+
+def table_row(method, predictions, test, args, steps):
+    "A row of the table."
+    truth, lines = event_truth(test, args.data), line_fit_events(test)
+    metrics = evaluate(predictions, truth[truth.event_id.isin(predictions.event_id)], lines[lines.event_id.isin(predictions.event_id)])
+    row = dict(method=method, commit=source_commit(), seed=args.seed, minutes=args.minutes if steps else 0., steps=steps, hardware=args.hardware, data=Path(args.data).resolve().name, events=metrics["n_events"],
+               mean=metrics["model"]["mean_degrees"], median=metrics["model"]["median_degrees"], line_fit_mean=metrics["line_fit"]["mean_degrees"])
+    row |= {f"median_{k['name']}": k["model"]["median"] for k in metrics["by"].get("type", [])}
+    return row | {f"coverage_{k}": v for k, v in metrics["calibration"].get("coverage", {}).items()}
 
 
 if __name__ == "__main__":
@@ -45,18 +63,13 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/baselines.csv"))
     args = parser.parse_args()
 
-    test, steps = IceCubeDataset(args.data, batch_ids=[args.test_batch]), 0
-    if args.method == "likelihood": predictions = fit_tracks(test, np.sort(np.random.default_rng(args.seed).choice(len(test), min(args.events, len(test)), replace=False)))
-    else: predictions, steps = trained(args.method, args, test)
-    truth = event_truth(test, args.data)
-    truth = truth[truth.event_id.isin(predictions.event_id)]
-    lines = line_fit_events(test)
-    metrics = evaluate(predictions, truth, lines[lines.event_id.isin(predictions.event_id)])
-    row = dict(method=args.method, commit=source_commit(), seed=args.seed, minutes=args.minutes if steps else 0., steps=steps, hardware=args.hardware, data=Path(args.data).resolve().name, events=metrics["n_events"],
-               mean=metrics["model"]["mean_degrees"], median=metrics["model"]["median_degrees"], line_fit_mean=metrics["line_fit"]["mean_degrees"])
-    row |= {f"median_{k['name']}": k["model"]["median"] for k in metrics["by"].get("type", [])}
-    row |= {f"coverage_{k}": v for k, v in metrics["calibration"].get("coverage", {}).items()}
+    test = IceCubeDataset(args.data, batch_ids=[args.test_batch])
+    if args.method == "likelihood": rows = [table_row("likelihood", fit_tracks(test, np.sort(np.random.default_rng(args.seed).choice(len(test), min(args.events, len(test)), replace=False))), test, args, 0)]
+    else:
+        model, steps = trained(args.method, args, test)
+        rows = [table_row(args.method, predict_dataset(model, test), test, args, steps)]
+        if args.method == "hierarchy": rows.append(table_row("hierarchy, six rotations", predict_rotated(model, test), test, args, steps))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     old = [pd.read_csv(args.out)] if args.out.exists() else []
-    pd.concat([*old, pd.DataFrame([row])]).to_csv(args.out, index=False)
-    print(pd.Series(row).to_string())
+    pd.concat([*old, pd.DataFrame(rows)]).to_csv(args.out, index=False)
+    print(pd.DataFrame(rows).T.to_string())

@@ -58,7 +58,7 @@ ABLATIONS = dict(
     moments=Ablation("moments of the event", WithoutMoments),
     layers=Ablation("attention inside DOMs", model=dict(dom_layers=0)),
     muon=Ablation("Muon (AdamW at its best rate, 0.001)", train=dict(lr=1e-3), adamw=True),
-    average=Ablation("moving average of the weights", train=dict(ema=0.)),
+    augment=Ablation("augmentation", train=dict(augment=False)),
 )
 
 # %% ../nbs/12c_ablations.ipynb #e70b7964
