@@ -19,7 +19,7 @@ def stage_row(data, run):
     settings, log = json.loads((run / "settings.json").read_text()), pd.read_csv(run / "log.csv")
     best = log.loc[log.held_out_mean_degrees.idxmin()]
     trained = settings["train_events"] * (settings["train"]["held_out"] - 1) // settings["train"]["held_out"]
-    return {"data": data, "events trained on": f"{trained:,}", "epochs": f"{best.epoch:.0f} of {len(log)}", "minutes": f"{log.minutes.iloc[-1]:.0f}", "peak learning rate": f"{settings['train']['lr']:g}",
+    return {"data": data, "events trained on": f"{trained:,}", "epochs": f"{best.epoch:.0f} of {len(log)}", "steps": f"{best.step:,.0f}", "minutes": f"{log.minutes.iloc[-1]:.0f}", "peak learning rate": f"{settings['train']['lr']:g}",
             "seed": settings["train"]["seed"], "commit": settings["commit"]}
 
 
