@@ -134,8 +134,8 @@ def padded_t2(
     padded = x.new_zeros(*mask.shape, x.shape[1])
     padded[mask] = x
     r = torch.cat([sensors[:, :3] - centre[event], SPEED_OF_LIGHT * (features[:, :1] - time[event, None])], 1)
-    place = r.new_zeros(*mask.shape, 4)
-    place[mask] = (r / WINDOW).clamp(-5, 5)
+    place = x.new_zeros(*mask.shape, 4)
+    place[mask] = (r / WINDOW).clamp(-5, 5).to(x.dtype)
     dx, dt = (place[:, :, None, :3] - place[:, None, :, :3]).square().sum(-1), (place[:, :, None, 3] - place[:, None, :, 3]).square()
     for block in t2.blocks:
         a, b = block.attention.interval.T[:, None, :, None, None]
