@@ -57,7 +57,7 @@ ABLATIONS = dict(
     fourier=Ablation("Fourier features", WithoutFourier),
     moments=Ablation("moments of the event", WithoutMoments),
     layers=Ablation("attention inside DOMs", model=dict(dom_layers=0)),
-    muon=Ablation("Muon (AdamW at its best rate, 0.001)", train=dict(lr=1e-3), adamw=True),
+    muon=Ablation("Muon (AdamW at 0.001)", train=dict(lr=1e-3), adamw=True),
     augment=Ablation("augmentation", train=dict(augment=False)),
 )
 
