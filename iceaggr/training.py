@@ -284,6 +284,7 @@ def fit(
     workers:int=0, # processes that load
     progress:bool=True, # show progress bars
     optimizer=None, # of the parameters of the model; None: `MuonAdamW`
+    clock=time.perf_counter, # counts the seconds of a run given in minutes; `time.process_time` where others share the machine
 ) -> pd.DataFrame: # the log, one row an epoch
     "Train; checkpoints, weights and the log go to the run's folder."
     run, average = Path(run), copy.deepcopy(model)
@@ -299,8 +300,8 @@ def fit(
     motions, middle = grid_motions(train_ds.geometry)
     if not settings.augment: motions = motions[:1]
     save = functools.partial(save_state, run, state, model, average, optimizer)
-    clock = time.perf_counter() - state["seconds"]
-    done = lambda part: (time.perf_counter() - clock) / (60 * settings.minutes) if settings.minutes else (state["epoch"] + part) / settings.epochs
+    started = clock() - state["seconds"]
+    done = lambda part: (clock() - started) / (60 * settings.minutes) if settings.minutes else (state["epoch"] + part) / settings.epochs
     bad, saved, trained = 0, time.perf_counter(), False
     with stop_signal() as stop:
         while done(0.) < 1 and not stop.is_set():
@@ -314,7 +315,7 @@ def fit(
                                                  generator=torch.Generator().manual_seed(settings.seed))       # its own: a resume starts one loader more
             bar = tqdm(loader, f"epoch {state['epoch'] + 1}", total=len(batches), initial=state["batch"], unit="step", disable=not progress, leave=False)
             for batch in bar:
-                start, B = time.perf_counter(), len(batch["metadata"]["event_ids"])
+                start, B = clock(), len(batch["metadata"]["event_ids"])
                 lr = settings.lr * lr_factor(done(state["batch"] / len(batches)), settings.warmup)
                 motion = motions[np.random.default_rng([settings.seed, state["epoch"], state["batch"], 1]).integers(len(motions))]
                 with moved_detector(model.t2, to_device(batch, model.device), motion, middle) as batch: loss = train_step(model, optimizer, batch, settings, lr)
@@ -322,19 +323,19 @@ def fit(
                 if bad: tqdm.write(f"step {state['step']}: loss or gradient not finite, step skipped; events {batch['metadata']['event_ids'].tolist()}")
                 if bad >= 10: raise FloatingPointError("ten steps in a row without a finite loss: lower the learning rate, or look at the events named above")
                 state["step"] += 1; state["batch"] += 1
-                state["epoch_seconds"] += time.perf_counter() - start
+                state["epoch_seconds"] += clock() - start
                 if loss is not None:
                     update_average(average, model, state["step"], settings.ema)
                     state["epoch_loss"] += loss; state["epoch_events"] += B
                 if state["step"] % 20 == 0: bar.set_postfix(loss=f"{state['epoch_loss'] / max(state['epoch_events'], 1):.3f}", lr=f"{lr:.1e}")
-                state["seconds"] = time.perf_counter() - clock
+                state["seconds"] = clock() - started
                 if time.perf_counter() - saved > 60 * settings.save_minutes: save(); saved = time.perf_counter()
                 if stop.is_set() or (settings.minutes and done(0.) >= 1): break
             bar.close()
             if stop.is_set() and state["batch"] < len(batches) and done(0.) < 1: break
             end_epoch(run, state, average, train_ds, held_out, valid_ds, settings, lr, progress)
             trained = True
-            state["seconds"] = time.perf_counter() - clock
+            state["seconds"] = clock() - started
             save(); saved = time.perf_counter()
         if state["epoch_events"] and done(0.) >= 1:             # resumed after the time was up, before the last validation
             end_epoch(run, state, average, train_ds, held_out, valid_ds, settings, settings.lr * lr_factor(1., settings.warmup), progress)
