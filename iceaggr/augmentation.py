@@ -90,7 +90,7 @@ def hashed_normal(*keys) -> np.ndarray:
 def perturb(
     batch:dict, # packed batch of whole events, on the CPU
     seed:int=0,
-    epoch:int=0,
+    epoch:int=0, # another one draws other noise
 ) -> dict: # packed batch
     "The same events with some noise pulses and DOMs left out, times and charges jittered."
     (pulses, counts), m = pulses_by_dom(batch), batch["metadata"]

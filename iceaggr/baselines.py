@@ -164,7 +164,7 @@ def fit_track(
 def fit_tracks(
     dataset, # IceCubeDataset
     indices, # numbers of the events
-    starts:int=4,
+    starts:int=4, # as of `fit_track`
     progress:bool=True,
 ) -> pd.DataFrame: # event_id, azimuth, zenith [rad]
     "Likelihood fits of some events, one after the other."

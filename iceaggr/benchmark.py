@@ -79,7 +79,7 @@ def matrix_products(
     d_model:int, # C
     tokens:int, # of the batch
     device="cpu",
-    dtype=torch.float32,
+    dtype=torch.float32, # of the numbers
 ) -> tuple: # {shape: call}, {shape: operations}
     "Products of the shapes of a layer."
     calls, operations = {}, {}
@@ -118,7 +118,8 @@ class Bench:
 
     def optimizer(self): return torch.optim.AdamW(self.model.parameters(), lr=0.)       # the steps leave the weights as they are
 
-    def autocast(self, on=True): return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=on)
+    def autocast(self, on:bool=True): # context in which matrix products are in bfloat16
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=on)
 
 # %% ../nbs/13_benchmarks.ipynb #c6115d78
 def events_of_size(
@@ -368,7 +369,7 @@ def cuda_inference(b:Bench) -> dict:
         rates[str(n)] = n / medians({"": run}, 4 * b.runs, b.device, warm=3)[""]
     return dict(events_per_s=rates, best_events_per_s=max(rates.values()))
 
-def cuda_loop(b:Bench, step, batch_size:int) -> dict:
+def cuda_loop(b:Bench, step:"callable", batch_size:int) -> dict:
     "A pass over batches from prepared files, after one that compiles what there is to compile."
     loader = training_loader(b, batch_size, 4 if b.quick else 40, num_workers=min(8, os.cpu_count()), persistent_workers=True)
     for warm in (True, False):

@@ -174,15 +174,18 @@ def device_name(text:str) -> str: # "cpu", "cuda", "cuda:1"
     if device.type == "cuda" and not torch.cuda.is_available(): raise argparse.ArgumentTypeError("this machine, or this build of torch, has no CUDA device")
     return text
 
-def count(text:str) -> int:
+def count(text:str) -> int: # 0 or more
+    "A whole number from the command line."
     if not text.isdigit(): raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)
 
-def positive(text:str) -> int:
+def positive(text:str) -> int: # 1 or more
+    "A positive whole number from the command line."
     if not text.isdigit() or int(text) < 1: raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
 
-def share(text:str) -> float:
+def share(text:str) -> float: # 0 to 1
+    "A share from the command line."
     try: value = float(text)
     except ValueError: value = -1.
     if not 0 <= value <= 1: raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
@@ -210,6 +213,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 # %% ../nbs/14_cli.ipynb #41a33373
 def add_simulate(p):
+    "What `simulate` takes."
     p.add_argument("--events", type=positive, required=True, help="number of events")
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same events, whatever the number of workers")
     p.add_argument("--mix", choices=("default", "ppc"), default="default", help="kinds and energies of the events")
@@ -222,12 +226,14 @@ def add_simulate(p):
     p.add_argument("--workers", type=positive, help="processes; default: one a core")
 
 def add_prepare(p):
+    "What `prepare` takes."
     p.add_argument("--split", choices=("train", "test"), default="train", help="which events")
     p.add_argument("--batches", type=batch_numbers, help="numbers of the files, such as 1,2,5-8; default: all")
     p.add_argument("--check", action="store_true", help="compare what was written with the source, pulse by pulse")
 
 # %% ../nbs/14_cli.ipynb #109d5890
 def add_train(p):
+    "What `train` takes."
     p.add_argument("--preset", choices=("small", "base", "large"), default="small", help="size of the model: 0.5, 1.6 or 51 million parameters")
     p.add_argument("--train-batches", type=batch_numbers, metavar="1,2,5-8", help="files to train on; default: all that are not validated on")
     p.add_argument("--valid-batches", type=batch_numbers, metavar="9", help="files to validate on; default: the last")
@@ -246,6 +252,7 @@ def add_train(p):
 
 # %% ../nbs/14_cli.ipynb #51526183
 def add_predict(p):
+    "What `predict` takes."
     p.add_argument("--run", required=True, metavar="PATH", help="folder of a run, a .safetensors file, or the name of a pretrained model")
     p.add_argument("--split", choices=("train", "test"), default="train", help="which events")
     p.add_argument("--batches", type=batch_numbers, help="numbers of the files, such as 5,6, or last; default: all")
@@ -255,6 +262,7 @@ def add_predict(p):
     p.add_argument("--workers", type=count, default=0, help="processes that load data")
 
 def add_display(p):
+    "What `display` takes."
     p.add_argument("--event", type=event_name, required=True, help='event_id, or "brightest" for the brightest of the last file')
     p.add_argument("--split", choices=("train", "test"), default="train", help="which events")
     which = p.add_mutually_exclusive_group()
@@ -262,6 +270,7 @@ def add_display(p):
     which.add_argument("--predictions", metavar="FILE", help="show the direction in this table")
 
 def add_bench(p):
+    "What `bench` takes."
     p.add_argument("--data", metavar="PATH", help="folder in the Kaggle layout; without one, simulated events")
     p.add_argument("--out", metavar="FILE", help="JSON file for the results, figures beside it; default: benchmarks/results/MACHINE.json")
     p.add_argument("--device", type=device_name, help="cpu or cuda; default: cuda where there is one")
@@ -278,7 +287,7 @@ def main(argv=None) -> int: # exit code
     except KeyboardInterrupt: return complain("interrupted", 130)
     return 0
 
-def complain(error, code:int) -> int:
+def complain(error:"str|Exception", code:int) -> int:
     "One line on stderr."
     if os.environ.get("ICEAGGR_TRACEBACK") and isinstance(error, BaseException): raise error
     text = str(error)

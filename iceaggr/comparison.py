@@ -100,7 +100,7 @@ def residual_table(
 
 def hit_probability(
     residuals:pd.DataFrame, # of `track_residuals`
-    truth:pd.DataFrame, geometry:Geometry,
+    truth:pd.DataFrame, geometry:Geometry, # of `read_with_truth`, and the detector
     edges, # of the bins of distance [m]
     window=(-50, 1_500), # of residuals that count as light of the muon [ns]
 ) -> np.ndarray: # of a DOM in each bin
@@ -135,7 +135,7 @@ def event_summaries(
 
 def telling_apart(
     a:pd.DataFrame, b:pd.DataFrame, # of `event_summaries`
-    folds:int=5,
+    folds:int=5, # of the cross-validation
     seed:int=0,
 ) -> tuple: # area under the curve, importance of each summary
     "How well a classifier with its defaults tells two sets of events apart; needs scikit-learn."

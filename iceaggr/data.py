@@ -104,9 +104,9 @@ def open_parquet(
 
 # %% ../nbs/02_data.ipynb #b88f4ab9
 def parquet_rows(
-    file:pq.ParquetFile,
+    file:pq.ParquetFile, # of `open_parquet`
     path:Path, # for messages
-    columns,
+    columns, # names
     groups, # numbers of adjoining row groups to read
     stop=None, # first row that is not needed any more, counted from the start of the file
 ): # yields (row number of the first row, RecordBatch)
@@ -129,8 +129,8 @@ def column_values(chunk, name:str) -> tuple: # values, and which of them are mis
 
 # %% ../nbs/02_data.ipynb #c85c11a1
 def wanted_groups(
-    file:pq.ParquetFile,
-    column:str,
+    file:pq.ParquetFile, # of `open_parquet`
+    column:str, # name of one that has statistics
     values, # ascending; None: any
 ) -> list: # runs of adjoining row groups
     "Row groups that can hold one of the values, by the statistics of the file."
@@ -461,7 +461,7 @@ class PulseBlocks:
         self.columns = {name: np.empty(int(self.ends[-1]), t) for name, t in types.items()}
         self.doms, self.n_doms, self.times = [], [], []
 
-    def add(self, pulses):
+    def add(self, pulses:tuple):
         "Take up the next pulses, and sort the events that are whole by now."
         stop = self.filled + len(pulses["time"])
         for name in ("time", "charge", "sensor_id", "auxiliary"): self.columns[name][self.filled:stop] = pulses[name]
@@ -489,7 +489,7 @@ class PulseBlocks:
         for name in ("time", "charge", "sensor_id", "auxiliary"): block[name][:] = block[name][order]
         self.late[0] += len(np.unique(event[late])); self.late[1] += len(late)
 
-    def finish(self, order) -> Pulses:
+    def finish(self, order:np.ndarray) -> Pulses:
         "The tables; events in an order of their own, of which `order` is the one in which they came."
         doms = {name: np.concatenate([d.pop(name) for d in self.doms]) for name in ("sensor_id", "first_pulse", "n_pulses", "first_time", "charge")}
         n_doms = np.concatenate(self.n_doms)
@@ -693,7 +693,8 @@ class IceCubeDataset(torch.utils.data.Dataset):
     def __getstate__(self): return dict(self.__dict__, _open=OrderedDict())                             # open files do not travel to other processes
 
     @property
-    def prepared(self): return any(p.suffix == ".arrow" for p in self.files.values())
+    def prepared(self): # bool: is any file in the prepared form?
+        return any(p.suffix == ".arrow" for p in self.files.values())
     @property
     def geometry(self):
         "The detector: the data set's own, or the nominal one."
@@ -834,7 +835,8 @@ class EventBatchSampler(torch.utils.data.Sampler):
         self.rank, self.world_size, self.leave_out = rank, world_size, leave_out
         if self.window > dataset.cache_size and not dataset.prepared: warnings.warn(f"a window of {self.window} files of which the data set keeps {dataset.cache_size} decodes a file for almost every batch: make the data set with cache_size={self.window}", stacklevel=2)
 
-    def set_epoch(self, epoch:int): self.epoch = int(epoch)
+    def set_epoch(self, epoch:int): # another epoch, another order
+        self.epoch = int(epoch)
     def __len__(self):
         if self.max_pulses is not None or self.leave_out: return sum(len(cuts) for _, cuts, _ in self._windows())
         return sum(-(-int(np.diff(self.dataset.file_offsets)[files].sum()) // self.batch_size) for files in self._files())
@@ -959,7 +961,7 @@ def checked_arrow(path:Path, events:Path) -> pa.Table:
     if sums is None or column_sums(table) == sums: return table
     raise DataError(f"{path}: damaged: its columns are not what was written; remove it and run prepare again")
 
-def open_prepared(path:Path, first) -> Pulses:
+def open_prepared(path:Path, first:np.ndarray) -> Pulses:
     "The events of a prepared set that begin at the given pulses, mapped into memory."
     pulses, doms, events = (_arrays(checked_arrow(part_path(path, part), path)) for part in _PARTS)
     if not np.array_equal(events["first_pulse"], first):

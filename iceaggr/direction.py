@@ -129,7 +129,7 @@ def vmf_sample(
     mu:Tensor,    # (..., 3) mean directions of any length
     kappa:Tensor, # (...) concentration
     n:int=1,      # draws of each
-    generator:torch.Generator=None,
+    generator:torch.Generator=None, # of random numbers; None: torch's own
 ) -> Tensor: # (n, ..., 3) unit vectors
     "Random directions from the von Mises-Fisher distribution."
     mu = torch.nn.functional.normalize(_scaled(_real(mu)), dim=-1)

@@ -489,7 +489,10 @@ CAPTIONS = {"errors": "Share of events with an error below a value.", "by_type":
     "calibration": "Left: share of the events whose true direction lies inside the cone of a given probability. Middle: error in units of the predicted one. "
                    "Right: predicted and actual 68 % radius in ten groups of events.", "angles": "Predicted against true angles."}
 
-def png_bytes(figure, dpi:int=110) -> bytes:
+def png_bytes(
+    figure, # of matplotlib
+    dpi:int=110, # dots an inch
+) -> bytes:
     "A matplotlib figure as PNG."
     buffer = io.BytesIO(); figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
     return buffer.getvalue()

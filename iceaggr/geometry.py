@@ -203,13 +203,16 @@ class Geometry:
         table.to_csv(path, index=False)
 
     @classmethod
-    def nominal(cls): return cls(nominal_positions(), name="nominal IC86")
+    def nominal(cls): # from the design figures
+        return cls(nominal_positions(), name="nominal IC86")
     @classmethod
     def from_csv(cls, path):
+        "The detector of a `sensor_geometry.csv`."
         table = read_sensor_csv(path)
         return cls(table[list("xyz")].to_numpy(), table.get("efficiency"), name=Path(path).name)
     @classmethod
     def from_graphnet(cls, path):
+        "The detector of a table in GraphNeT's layout."
         table = read_graphnet(path)
         return cls(table[list("xyz")].to_numpy(), table["efficiency"], name=Path(path).name)
     @classmethod

@@ -126,7 +126,8 @@ class HierarchicalTransformer(nn.Module):
         self.t2 = EventTransformer(s.event_d_model, s.event_heads, s.event_layers, s.max_doms, geometry, s.dom_d_model, s.dropout)
 
     @property
-    def device(self): return self.t2.sensors.device
+    def device(self): # where the weights are
+        return self.t2.sensors.device
 
     def forward(self, batch:dict) -> Tensor: # (B, 2) azimuth, zenith [rad]
         "Angles of whole events."
@@ -242,9 +243,11 @@ def read_weights(
     return json.loads(header["settings"]), state
 
 # %% ../nbs/10_model.ipynb #df641444
-def pretrained_folder() -> Path: return Path(iceaggr.__file__).parent / "pretrained"
+def pretrained_folder() -> Path: # of the weights that come with the package
+    return Path(iceaggr.__file__).parent / "pretrained"
 
-def pretrained_names() -> str: return ", ".join(sorted(p.stem for p in pretrained_folder().glob("*.safetensors"))) or "none in this version; train one with `iceaggr train`"
+def pretrained_names() -> str: # for messages
+    return ", ".join(sorted(p.stem for p in pretrained_folder().glob("*.safetensors"))) or "none in this version; train one with `iceaggr train`"
 
 def pretrained_path(
     name:str, # of a model that comes with the package

@@ -200,12 +200,13 @@ def layer_operations(
 def pool_operations(
     lengths:Tensor, # (N,) tokens of each segment
     d_model:int, # C
-    n_queries:int=4,
+    n_queries:int=4, # of the pooling
 ) -> int:
     "What attention pooling needs: values of all tokens, and logits where there is more than one; the weighted mean is no matrix product."
     return 2 * d_model ** 2 * int(lengths.sum()) + 2 * d_model * n_queries * int(lengths[lengths > 1].sum())
 
-def linear_operations(layer:nn.Linear, rows:int) -> int: return 2 * rows * layer.in_features * layer.out_features
+def linear_operations(layer:nn.Linear, rows:int) -> int: # two for a multiplication and an addition
+    return 2 * rows * layer.in_features * layer.out_features
 
 # %% ../nbs/12a_reference.ipynb #30a33673
 def needed_operations(

@@ -163,7 +163,7 @@ def cylinder_entry(
 # %% ../nbs/03_simulation.ipynb #ce315ffa
 def sample_neutrinos(
     rng,
-    n:int,
+    n:int, # how many
     kind:int, # index into KINDS
     settings:SimulationSettings,
 ): # dict of (n,) and (n, 3) arrays
@@ -487,7 +487,7 @@ def cascade_light(
 
 # %% ../nbs/03_simulation.ipynb #aafff0a8
 def draw_photons(
-    rng, source, sensor,
+    rng, source, sensor, # (k,) numbers of the pairs
     t:np.ndarray, # (k,) unscattered arrival [ns]
     mu:np.ndarray, # (k,) expected photo-electrons
     shape:np.ndarray, scale:np.ndarray, # (k,) of the delay
@@ -797,7 +797,7 @@ def truth_table(events:dict, deposited, signal): # DataFrame with TRUTH_COLUMNS
 def triggered_events(
     rng, detector:Detector,
     draw, # function of nothing that gives a dict of neutrinos
-    wanted:int,
+    wanted:int, # events
     settings:SimulationSettings=SimulationSettings(),
 ): # pulses (event numbered from 0), truth of the wanted events
     "Simulate batches of neutrinos until enough have triggered."
@@ -815,7 +815,7 @@ def triggered_events(
 
 # %% ../nbs/03_simulation.ipynb #1899f19a
 def simulate_chunk(
-    detector:Detector, seed:int, chunk:int, settings:SimulationSettings=SimulationSettings(),
+    detector:Detector, seed:int, chunk:int, settings:SimulationSettings=SimulationSettings(), # seed and number of the chunk give its random numbers
 ): # pulses: event 0..99, sensor, time, charge, auxiliary; truth, a row for each event
     "One chunk of events, a pure function of its arguments."
     rng = np.random.default_rng(np.random.SeedSequence([seed, chunk]))
@@ -880,7 +880,7 @@ def _work(args): return simulate_chunk(_DETECTOR["it"], *args)
 
 def chunks_in_order(
     jobs:list, # arguments of simulate_chunk
-    workers:int, geometry:Geometry, dead_doms,
+    workers:int, geometry:Geometry, dead_doms, # sensor ids that record nothing
 ): # yields what simulate_chunk gives
     "Chunks from several processes, in order and with a bounded number under way."
     if workers <= 1:
@@ -907,7 +907,7 @@ def write_table(frame:pd.DataFrame, path:Path, index:bool=False):
 
 
 def write_batch(
-    out:Path, batch_id:int,
+    out:Path, batch_id:int, # folder of the data set, number of the file
     pulses:pd.DataFrame, truth:pd.DataFrame, # whole events, both with event_id in the same order
 ): # rows of train_meta
     "Write one batch file of the Kaggle layout."
@@ -922,8 +922,8 @@ VERSION = 2  # of the simulation: raise it when the same seed gives other events
 
 
 def claim_folder(
-    out:Path,
-    settings:dict,
+    out:Path, # folder of the data set
+    settings:dict, # that it is or would be made with
 ): # bool: a complete data set with these settings is there
     "Make the folder of a data set, or recognise the one in it."
     mark = out / "simulation.json"

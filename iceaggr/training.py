@@ -177,7 +177,7 @@ def validate(
 def coverage_scale(
     error:Tensor, # (B,) angular errors [rad]
     kappa:Tensor, # (B,) predicted
-    coverage:float=0.68,
+    coverage:float=0.68, # share of the events wanted in their cones
 ) -> float: # 1: right; below 1: too sure
     "Factor on all kappas with which that share of the events lies within its cone."
     low, high = math.log(1e-3), math.log(1e3)
@@ -262,7 +262,7 @@ def train_step(
     optimizer,
     batch:dict, # packed, with targets
     settings:TrainSettings,
-    lr:float,
+    lr:float, # learning rate of this step
 ) -> float|None: # summed loss of the batch; None if the step was skipped
     "Loss, backward, clip, step."
     for group in optimizer.param_groups: group["lr"] = lr * group.get("share", 1.)
@@ -472,7 +472,7 @@ def choose_batches(
 def claim_run(
     run:Path, # folder
     facts:dict, # what settings.json shall say
-    resume:bool,
+    resume:bool, # continue the run that is there
 ):
     "Make the run's folder, or check that it can be continued with these settings."
     path = run / "settings.json"
