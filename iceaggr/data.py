@@ -6,13 +6,13 @@
 __all__ = ['PULSE_COLUMNS', 'META_COLUMNS', 'TARGET_COLUMNS', 'MAX_TIME', 'CHUNK_ROWS', 'BLOCK_PULSES', 'ON_BAD_EVENT',
            'SKIPPED_COLUMNS', 'PREPARED_FORMAT', 'MAPPED_FILES', 'DataError', 'data_root', 'batch_files',
            'find_batches', 'open_parquet', 'parquet_rows', 'column_values', 'wanted_groups', 'adjoining', 'read_meta',
-           'check_meta', 'ranges', 'cut_batches', 'dom_order', 'late_pulses', 'describe_doms', 'event_time_reference',
-           'Pulses', 'join_hits', 'check_pulses', 'group_starts', 'groups_of_rows', 'read_pulses', 'PulseBlocks',
-           'EventRows', 'bad_pulses', 'find_bad_events', 'events_without_meta', 'meta_batches', 'write_skipped',
-           'IceCubeDataset', 'choose_files', 'select_events', 'split_batches', 'left_out', 'EventBatchSampler',
-           'replacing', 'write_arrow', 'map_arrow', 'column_sums', 'prepared_tables', 'part_path', 'prepared_facts',
-           'read_prepared_events', 'checked_arrow', 'open_prepared', 'is_prepared', 'prepare_batch', 'check_prepared',
-           'prepare', 'promised_rows']
+           'check_meta', 'all_batches', 'ranges', 'cut_batches', 'dom_order', 'late_pulses', 'describe_doms',
+           'event_time_reference', 'Pulses', 'join_hits', 'check_pulses', 'group_starts', 'groups_of_rows',
+           'read_pulses', 'PulseBlocks', 'EventRows', 'bad_pulses', 'find_bad_events', 'events_without_meta',
+           'write_skipped', 'sound_pulses', 'IceCubeDataset', 'choose_files', 'select_events', 'split_batches',
+           'left_out', 'EventBatchSampler', 'replacing', 'write_arrow', 'map_arrow', 'column_sums', 'prepared_tables',
+           'part_path', 'prepared_facts', 'read_prepared_events', 'join_prepared', 'checked_arrow', 'open_prepared',
+           'is_prepared', 'prepare_batch', 'check_prepared', 'prepare', 'promised_rows']
 
 # %% ../nbs/02_data.ipynb #d779b861
 import json
@@ -51,6 +51,8 @@ class DataError(ValueError):
     def __init__(self, message:str, column:str=""):
         super().__init__(message)
         self.column = column
+
+def _one_line(error) -> str: return " ".join(str(error).split())                                  # pyarrow's messages have several
 
 # %% ../nbs/02_data.ipynb #24942046
 def data_root(
@@ -94,7 +96,7 @@ def open_parquet(
     "Open a Parquet file and check its columns and their types."
     try: file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
     except FileNotFoundError: raise DataError(f"{path}: no such file; get it again, or choose other files with batch_ids") from None
-    except (pa.ArrowException, OSError) as e: raise DataError(f"{path}: not a Parquet file, or cut short ({e}); get it again") from None
+    except (pa.ArrowException, OSError) as e: raise DataError(f"{path}: not a Parquet file, or cut short ({_one_line(e)}); get it again") from None
     schema = file.schema_arrow
     for name in columns:
         if schema.names.count(name) != 1: raise DataError(f"{path}: column {name} is {'missing' if name not in schema.names else 'there twice'}; it has {', '.join(schema.names)}", name)
@@ -118,7 +120,7 @@ def parquet_rows(
             yield row, chunk
             row += len(chunk)
             if stop is not None and row >= stop: return
-    except (pa.ArrowException, OSError) as e: raise DataError(f"{path}: damaged near row {row} ({e}); get it again") from None
+    except (pa.ArrowException, OSError) as e: raise DataError(f"{path}: damaged near row {row} ({_one_line(e)}); get it again") from None
     if row != end: raise DataError(f"{path}: damaged: {row:,} rows where it promises {end:,}; get it again")
 
 def column_values(chunk, name:str) -> tuple: # values, and which of them are missing
@@ -131,10 +133,9 @@ def column_values(chunk, name:str) -> tuple: # values, and which of them are mis
 def wanted_groups(
     file:pq.ParquetFile, # of `open_parquet`
     column:str, # name of one that has statistics
-    values, # ascending; None: any
+    values, # ascending
 ) -> list: # runs of adjoining row groups
     "Row groups that can hold one of the values, by the statistics of the file."
-    if values is None: return adjoining(range(file.num_row_groups))
     keep = []
     for g in range(file.num_row_groups):
         group = file.metadata.row_group(g)
@@ -152,21 +153,19 @@ def read_meta(
     path:Path, # train_meta.parquet or test_meta.parquet
     batch_ids, # wanted files
     targets:bool=True, # read azimuth and zenith
-    others:bool=False, # read the rows of other files too: then all come by the number of the file
     skip:bool=False, # note what is wrong with an event in the columns `column` and `reason`, instead of a DataError
 ) -> pd.DataFrame: # rows in order of batch_ids, then as in the file
     "The rows of the wanted files from a meta table, checked."
-    columns, wanted = META_COLUMNS + TARGET_COLUMNS * targets, None if others else np.unique(batch_ids)
-    file = open_parquet(path, columns)
+    columns = META_COLUMNS + TARGET_COLUMNS * targets
+    file, wanted = open_parquet(path, columns), np.unique(batch_ids)
     parts = {c: [np.empty(0, np.float64 if c in TARGET_COLUMNS else np.int64)] for c in columns}
     for groups in wanted_groups(file, "batch_id", wanted):
         for row, chunk in parquet_rows(file, path, columns, groups):
             batch, missing = column_values(chunk, "batch_id")
-            keep = np.ones(len(chunk), bool) if others else np.isin(batch, wanted) | missing & (not skip)
+            keep = np.isin(batch, wanted) | missing
             if not keep.any(): continue
             for c in columns: parts[c].append(_meta_column(chunk, c, keep, row, path, skip))
-    meta = pd.DataFrame({c: np.concatenate(parts.pop(c)) for c in columns})
-    return check_meta(meta, path, np.union1d(batch_ids, meta.batch_id).tolist() if others else batch_ids, skip)
+    return check_meta(pd.DataFrame({c: np.concatenate(parts.pop(c)) for c in columns}), path, batch_ids, skip)
 
 def _meta_column(chunk, name, keep, row, path, skip):
     "The wanted values of one column, none of them missing."
@@ -187,7 +186,7 @@ def check_meta(
     skip:bool=False, # as for `read_meta`; then `bad_pulses` looks for ranges that overlap, and for events that are there twice
 ) -> pd.DataFrame: # in order of batch_ids
     "Check the rows of a meta table and put them in order of the files."
-    place = pd.Series(np.arange(len(batch_ids)), index=batch_ids)[meta.batch_id].to_numpy()
+    place = pd.Series(np.arange(len(batch_ids) + 1), index=[*batch_ids, _MISSING])[meta.batch_id].to_numpy()
     if (np.diff(place) < 0).any(): meta = meta.iloc[np.argsort(place, kind="stable")].reset_index(drop=True)
     missing = sorted(set(batch_ids) - set(meta.batch_id.unique()))
     if skip: meta = meta.assign(file="", column="", reason="")
@@ -224,6 +223,23 @@ def _refuse(meta, bad, path, column, what):
     event, batch, value = (meta[c].iloc[k] for c in ("event_id", "batch_id", column))
     raise DataError(f"{path}: column {column}, event {event} (batch {batch}): {value} {what}; {int(bad.sum()):,} events are at fault: "
                     f"correct the file, or leave these batches out with batch_ids", column)
+
+def all_batches(
+    root, # folder of the data set
+    split:str="train",
+    skip:bool=False, # with those that the meta table names in vain, instead of a DataError
+) -> list: # of int, ascending
+    "The files of a split, which must be those that the meta table names."
+    files, meta = batch_files(root, split), data_root(root) / f"{split}_meta.parquet"
+    if any(p.suffix == ".arrow" for p in files.values()): return list(files)
+    file = open_parquet(meta, ["batch_id"])
+    chunks = (column_values(chunk, "batch_id") for _, chunk in parquet_rows(file, meta, ["batch_id"], range(file.num_row_groups)))
+    named = np.unique(np.concatenate([np.empty(0, np.int64), *(np.unique(values[~missing]) for values, missing in chunks)])).tolist()
+    if not named: raise DataError(f"{meta}: column batch_id: no events of batch {_few(files)}: the table has no rows; get it again", "batch_id")
+    lone = [b for b in named if b not in files]
+    if not lone or skip: return sorted({*files, *named})
+    table = read_meta(meta, lone, targets=False)
+    _refuse(table, table.batch_id == table.batch_id, meta, "batch_id", f"has no file {meta.with_name(split) / f'batch_{lone[0]}.parquet'}: get it, or choose others")
 
 def _check_overlap(meta, path):
     "No two events of a file share a row."
@@ -458,7 +474,7 @@ class PulseBlocks:
     ):
         self.n, self.ends, self.filled, self.done, self.late = n, np.cumsum(n), 0, 0, [0, 0]
         types = dict(time=np.int32, charge=np.float32, sensor_id=np.int16, auxiliary=np.uint8, rank=np.int32)
-        self.columns = {name: np.empty(int(self.ends[-1]), t) for name, t in types.items()}
+        self.columns = {name: np.empty(int(n.sum()), t) for name, t in types.items()}
         self.doms, self.n_doms, self.times = [], [], []
 
     def add(self, pulses:tuple):
@@ -491,6 +507,7 @@ class PulseBlocks:
 
     def finish(self, order:np.ndarray) -> Pulses:
         "The tables; events in an order of their own, of which `order` is the one in which they came."
+        if not len(self.n): self.doms, self.n_doms, self.times = [dict(describe_doms(*(self.columns[c] for c in ("sensor_id", "time", "charge")), order), first_pulse=order)], [order], [np.empty(0, np.float32)]
         doms = {name: np.concatenate([d.pop(name) for d in self.doms]) for name in ("sensor_id", "first_pulse", "n_pulses", "first_time", "charge")}
         n_doms = np.concatenate(self.n_doms)
         events = dict(first_pulse=self.ends - self.n, n_pulses=self.n, first_dom=np.cumsum(n_doms) - n_doms, n_doms=n_doms, event_time=np.concatenate(self.times))
@@ -608,13 +625,6 @@ def events_without_meta(
     except DataError as e: ids, reason = [], str(e).removeprefix(f"{path}: ")
     return pd.DataFrame(dict(event_id=ids if len(ids) else [_MISSING], file=str(path), column="batch_id", reason=reason))
 
-def meta_batches(root:Path, split:str) -> list: # numbers, ascending
-    "The files that a meta table names."
-    path = root / f"{split}_meta.parquet"
-    file = open_parquet(path, ["batch_id"])
-    found = [np.unique(values[~missing]) for _, chunk in parquet_rows(file, path, ["batch_id"], range(file.num_row_groups)) for values, missing in [column_values(chunk, "batch_id")]]
-    return np.unique(np.concatenate(found)).tolist() if found else []
-
 def write_skipped(
     skipped:list, # tables of events that were left out
     path, # skipped.csv
@@ -625,6 +635,29 @@ def write_skipped(
     with replacing(path) as part: table.to_csv(part, index=False)
     return table
 
+
+# %% ../nbs/02_data.ipynb #c1294098
+def sound_pulses(
+    path:Path, # a batch file
+    event_id, # (k,) events with a fault
+    first, # (k,) first row
+    last, # (k,) last row
+) -> list: # of (n, 4) float32 time, charge, sensor_id, auxiliary
+    "What can still be used of some bad events: the rows in their range with their id and with sound values, perhaps none."
+    found = [[np.empty((0, 4), np.float32)] for _ in event_id]
+    try: file = open_parquet(path, PULSE_COLUMNS)
+    except DataError: return [parts[0] for parts in found]
+    for g in groups_of_rows(file, first, last):
+        try:
+            for row, chunk in parquet_rows(file, path, PULSE_COLUMNS, [g]):
+                pulses, missing = ({c: column_values(chunk, c)[i] for c in PULSE_COLUMNS} for i in (0, 1))
+                bad = np.any([bad for _, bad, _ in _bad_values(dict(pulses, charge=_as_float32(pulses["charge"])))] + list(missing.values()), axis=0)
+                for k in np.flatnonzero((first < row + len(chunk)) & (last >= row)):
+                    rows = np.arange(max(first[k] - row, 0), min(last[k] - row + 1, len(chunk)))
+                    rows = rows[(pulses["event_id"][rows] == event_id[k]) & ~bad[rows]]
+                    found[k].append(np.stack([pulses[c][rows].astype(np.float32) for c in ("time", "charge", "sensor_id", "auxiliary")], 1))
+        except DataError: continue
+    return [np.concatenate(parts) for parts in found]
 
 # %% ../nbs/02_data.ipynb #c845ac8f
 class IceCubeDataset(torch.utils.data.Dataset):
@@ -654,31 +687,31 @@ class IceCubeDataset(torch.utils.data.Dataset):
     def _read_table(self, batch_ids, skip):
         "The events of the chosen files: from the meta table, or from the prepared files."
         folder, meta, targets = self.root / self.split, self.root / f"{self.split}_meta.parquet", self.split == "train"
+        if batch_ids is None and self.files: batch_ids = all_batches(self.root, self.split, skip)
         ids = choose_files(self.files, batch_ids, folder, must_exist=not skip or self.prepared)
-        if self.prepared: return pd.concat([read_prepared_events(self.files[b], b, targets, skip) for b in ids], ignore_index=True).fillna(dict.fromkeys(("file", "column", "reason"), "") | {"asked": True})
-        table = read_meta(meta, ids, targets, others=batch_ids is None, skip=skip)
-        _refuse(table, ~table.batch_id.isin(self.files), meta, "batch_id", f"names a batch that has no file in {folder}")
+        if self.prepared: return join_prepared([read_prepared_events(self.files[b], b, targets, skip) for b in ids], folder, skip)
+        table = read_meta(meta, ids, targets, skip)
         if not skip: return table
-        lone = [events_without_meta(self.files[b]).assign(batch_id=b, asked=False) for b in ids if b in self.files and not (table.batch_id == b).any()]
-        return pd.concat([table.assign(asked=table.event_id != _MISSING), *lone], ignore_index=True)
+        lone = [events_without_meta(self.files[b]).assign(batch_id=b, first_pulse_index=0, last_pulse_index=0, asked=False) for b in ids if b in self.files and not (table.batch_id == b).any()]
+        return pd.concat([table.assign(asked=(table[["event_id", "batch_id"]] != _MISSING).all(axis=1)), *lone], ignore_index=True)
 
     def _leave_out(self, table):
         "The good events of a table; the others are kept in mind."
         if "reason" not in table: table = table.assign(file="", column="", reason="", asked=True) if self.on_bad_event == "skip" else table
-        self.asked, self.left_out = None, None
+        self.asked, self.bad = None, None
         if "reason" not in table: return table
         if not self.prepared: table = find_bad_events(table, self.files, self.root / f"{self.split}_meta.parquet")
         good = (table.reason == "").to_numpy()
-        self.left_out, self.asked = table[~good].assign(file=lambda t: t.file.str.removeprefix(f"{self.root}{os.sep}")), table[["event_id"]].assign(good=good)[table.asked.astype(bool)]
-        if not good.all(): warnings.warn(f"{self.root}: {int((~good).sum()):,} of {len(good):,} events are left out, among them {_few(self.skipped.event_id)}: see the list", stacklevel=3)
+        self.bad, self.asked = table[~good].assign(file=lambda t: t.file.str.removeprefix(f"{self.root}{os.sep}")), table[["event_id"]].assign(good=good)[table.asked.astype(bool)]
+        if not good.all(): warnings.warn(f"{self.root}: {int((~good).sum()):,} of {len(good):,} events are left out, as something is wrong with them: {_few(self.skipped.event_id)}", stacklevel=3)
         return table[good].reset_index(drop=True)
 
     @property
     def skipped(self) -> pd.DataFrame: # file, event_id, column, reason
         "The events that were left out."
-        if self.left_out is None: return pd.DataFrame(columns=SKIPPED_COLUMNS)
-        ids = self.left_out.event_id
-        return self.left_out.assign(event_id=ids.astype("Int64").mask(ids == _MISSING))[list(SKIPPED_COLUMNS)].reset_index(drop=True)
+        if self.bad is None: return pd.DataFrame(columns=SKIPPED_COLUMNS)
+        ids = self.bad.event_id
+        return self.bad.assign(event_id=ids.astype("Int64").mask(ids == _MISSING))[list(SKIPPED_COLUMNS)].reset_index(drop=True)
 
     def with_gaps(self,
         table:pd.DataFrame, # one row an event of the data set, in its order, event_id among the columns
@@ -687,6 +720,15 @@ class IceCubeDataset(torch.utils.data.Dataset):
         if self.asked is None: return table
         full = table.set_axis(np.flatnonzero(self.asked.good)).reindex(np.arange(len(self.asked)))
         return full.assign(event_id=self.asked.event_id.to_numpy())
+
+    def rescued(self) -> list: # (n, 4) float32 pulses of each event asked for but left out, in the order of `with_gaps`
+        "What can still be used of the events that were left out; of the prepared form nothing."
+        left = self.bad[self.bad.asked.astype(bool)].reset_index(drop=True)
+        found = [np.empty((0, 4), np.float32)] * len(left)
+        for batch, rows in {} if self.prepared else left.groupby("batch_id").indices.items():
+            if batch not in self.files: continue
+            for k, pulses in zip(rows, sound_pulses(self.files[batch], *(left[c].to_numpy()[rows] for c in META_COLUMNS[1:]))): found[k] = pulses
+        return found
 
     def __len__(self): return len(self.event_ids)
     def __repr__(self): return f"IceCubeDataset({self.split}, {len(self):,} events, {int(self.n_pulses.sum()):,} pulses, {len(self.batch_ids)} files)"
@@ -889,7 +931,7 @@ def map_arrow(path:Path) -> pa.Table:
     "An Arrow file mapped into memory."
     try: return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except FileNotFoundError: raise DataError(f"{path}: no such file; run prepare again") from None
-    except (pa.ArrowException, OSError) as e: raise DataError(f"{path}: not an Arrow file, or cut short ({e}); run prepare again") from None
+    except (pa.ArrowException, OSError) as e: raise DataError(f"{path}: not an Arrow file, or cut short ({_one_line(e)}); run prepare again") from None
 
 def _arrays(table): return {name: _array(table.column(name)) for name in table.column_names}
 def _array(column): return column.chunk(0).to_numpy(zero_copy_only=True) if column.num_chunks else np.empty(0, column.type.to_pandas_dtype())
@@ -936,7 +978,9 @@ def prepared_facts(path:Path) -> dict: # format, source, bytes
 
 def read_prepared_events(path:Path, batch_id:int, targets:bool, skip:bool=False) -> pd.DataFrame: # as `read_meta` gives them
     "The events of a prepared set; with those that were left out of it, or are to be left out now because the set is damaged."
-    try: facts, e = prepared_facts(path), _arrays(checked_arrow(path, path))
+    try:
+        facts = prepared_facts(path)
+        e = _arrays(checked_arrow(path, facts))
     except DataError as e:
         if not skip: raise
         return pd.DataFrame(dict(batch_id=batch_id, event_id=[_MISSING], first_pulse_index=0, last_pulse_index=0, file=str(path), column="", reason=str(e).removeprefix(f"{path}: "), asked=False) | dict.fromkeys(TARGET_COLUMNS * targets))
@@ -946,7 +990,7 @@ def read_prepared_events(path:Path, batch_id:int, targets:bool, skip:bool=False)
     if skip:
         try: open_prepared(path, e["first_pulse"])
         except DataError as fault: table = table.assign(file=str(path), column="", reason=str(fault), asked=True)
-    return table if not facts.get("left_out") else _put_back(table, pd.DataFrame(facts["left_out"]), batch_id)
+    return table if not facts.get("bad_events") else _put_back(table, pd.DataFrame(facts["bad_events"]), batch_id)
 
 def _put_back(table, left, batch_id):
     "The events that were left out, in their rows of the table of all."
@@ -954,16 +998,25 @@ def _put_back(table, left, batch_id):
     kept = table.set_axis(np.setdiff1d(np.arange(len(table) + len(left)), left.index)).assign(**{c: table.get(c, "") for c in ("file", "column", "reason")}, asked=True)
     return pd.concat([kept, left]).sort_index().astype({c: np.int64 for c in META_COLUMNS}).reset_index(drop=True)
 
-def checked_arrow(path:Path, events:Path) -> pa.Table:
+def join_prepared(tables:list, folder:Path, skip:bool=False) -> pd.DataFrame:
+    "The events of several prepared sets, none of them twice."
+    table = pd.concat(tables, ignore_index=True)
+    if skip or "reason" in table: table = table.assign(**{c: table[c].fillna("") if c in table else "" for c in ("file", "column", "reason")}, asked=table["asked"].eq(True) | table["asked"].isna() if "asked" in table else True)
+    ids = table.event_id.where(table.reason == "") if "reason" in table else table.event_id
+    _refuse(table, ids.notna() & ids.duplicated(), folder, "event_id", "is there more than once in the wanted files")
+    return table
+
+def checked_arrow(path:Path, facts:dict) -> pa.Table:
     "A table of a prepared set, mapped; DataError unless its columns are as they were written."
     table, part = map_arrow(path), path.name.split(".")[-2]
-    sums = prepared_facts(events).get("sums", {}).get(part)
+    sums = facts.get("sums", {}).get(part)
     if sums is None or column_sums(table) == sums: return table
     raise DataError(f"{path}: damaged: its columns are not what was written; remove it and run prepare again")
 
 def open_prepared(path:Path, first:np.ndarray) -> Pulses:
     "The events of a prepared set that begin at the given pulses, mapped into memory."
-    pulses, doms, events = (_arrays(checked_arrow(part_path(path, part), path)) for part in _PARTS)
+    facts = prepared_facts(path)
+    pulses, doms, events = (_arrays(checked_arrow(part_path(path, part), facts)) for part in _PARTS)
     if not np.array_equal(events["first_pulse"], first):
         order = np.argsort(events["first_pulse"])
         rows = order[np.searchsorted(events["first_pulse"], first, sorter=order)]
@@ -980,7 +1033,7 @@ def is_prepared(target:Path, source:dict, skip:bool=False) -> bool:
     "Is the set whole, and made from this source? With events left out it only counts where that is wanted."
     try: facts = prepared_facts(target) if target.exists() else {}
     except DataError: return False
-    return facts.get("source") == source and (skip or not facts.get("left_out"))
+    return facts.get("source") == source and (skip or not facts.get("bad_events"))
 
 def prepare_batch(root:Path, split:str, batch_id:int, target:Path, source:dict, progress=None, on_bad_event:str="error"):
     "Write the set of one batch file; the event table last."
@@ -988,7 +1041,7 @@ def prepare_batch(root:Path, split:str, batch_id:int, target:Path, source:dict, 
     tables = prepared_tables(dataset, progress)
     target.unlink(missing_ok=True)
     facts = dict(format=PREPARED_FORMAT, source=source, sums={part: column_sums(tables[part].combine_chunks()) for part in _PARTS})
-    if dataset.left_out is not None and len(dataset.left_out): facts["left_out"] = dataset.left_out.rename_axis("row").reset_index()[["row", "event_id", "file", "column", "reason", "asked"]].to_dict("list")
+    if dataset.bad is not None and len(dataset.bad): facts["bad_events"] = dataset.bad.rename_axis("row").reset_index()[["row", "event_id", "file", "column", "reason", "asked"]].to_dict("list")
     for part in _PARTS[:2]: write_arrow(tables.pop(part), part_path(target, part))
     facts["bytes"] = {part: part_path(target, part).stat().st_size for part in _PARTS[:2]}
     write_arrow(tables["events"].replace_schema_metadata({"iceaggr": json.dumps(facts)}), target)
@@ -1001,7 +1054,7 @@ def check_prepared(root:Path, out:Path, split:str, batch_id:int, step:int=10_000
         path = part_path(made.files[batch_id], part)
         if not map_arrow(path).equals(tables.pop(part)): raise DataError(f"{path}: differs from the source; remove it and run prepare again")
     source._open.clear()
-    if source.left_out is not None and source.left_out.file.str.endswith(f"batch_{batch_id}.parquet").any(): return      # pyarrow may not be able to read it whole
+    if source.bad is not None and source.bad.file.str.endswith(f"batch_{batch_id}.parquet").any(): return      # pyarrow may not be able to read it whole
     plain = [column.to_numpy() for column in pq.read_table(source.files[batch_id], columns=["time", "charge", "sensor_id", "auxiliary"], use_pandas_metadata=False).columns]
     for i in range(0, len(source), step):
         events = np.arange(i, min(i + step, len(source)))
@@ -1031,8 +1084,7 @@ def prepare(
             with replacing(out / name) as part: shutil.copyfile(root / name, part)
     load_geometry(root if (root / "sensor_geometry.csv").exists() else None)              # refuses a geometry with faults
     skip = on_bad_event == "skip"
-    if skip: batch_ids, skipped = [*dict.fromkeys([*choose_files(files, batch_ids, root / split, must_exist=False), *(meta_batches(root, split) if batch_ids is None else [])])], []
-    elif batch_ids is None: IceCubeDataset(root, split)                                   # refuses a meta table that does not go with the files
+    if batch_ids is None and files: batch_ids = all_batches(root, split, skip)
     wanted = choose_files(files, batch_ids, root / split, must_exist=not skip)
     ends = np.cumsum([promised_rows(files.get(b), skip) for b in wanted])
     with tqdm(total=int(ends[-1]), desc="prepare", unit=" pulses", unit_scale=True, disable=not progress) as bar:
@@ -1041,9 +1093,9 @@ def prepare(
             bar.set_postfix_str(f"file {k} of {len(wanted)}")
             if not is_prepared(target, source, skip): prepare_batch(root, split, b, target, source, bar.update, on_bad_event)
             if check: check_prepared(root, out, split, b, on_bad_event=on_bad_event)
-            if skip: skipped.append(IceCubeDataset(out, split, [b]).skipped)
             bar.update(end - bar.n)                                                       # files that were there already, rows of no event
-    if skip: write_skipped(skipped, out / "skipped.csv")
+    made = IceCubeDataset(out, split, wanted, on_bad_event=on_bad_event)                  # refuses events that are there twice, in two files
+    if skip: write_skipped([made.skipped], out / "skipped.csv")
     return out
 
 def promised_rows(path, skip:bool) -> int:

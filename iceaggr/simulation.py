@@ -901,7 +901,7 @@ def write_table(frame:pd.DataFrame, path:Path, index:bool=False):
     "Write a Parquet file under a temporary name, then give it its own."
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        pq.write_table(pa.Table.from_pandas(frame, preserve_index=index), temporary)
+        pq.write_table(pa.Table.from_pandas(frame, preserve_index=index), temporary, write_page_checksum=True)
         os.replace(temporary, path)
     finally: temporary.unlink(missing_ok=True)
 

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 import iceaggr
 from . import __version__
 from .augmentation import grid_motions, moved_detector, perturb
-from .data import DataError, EventBatchSampler, IceCubeDataset, find_batches, left_out, replacing, split_batches
+from .data import DataError, EventBatchSampler, IceCubeDataset, all_batches, find_batches, left_out, replacing, split_batches, write_skipped
 from .direction import angles_to_vector, angular_error, vmf_loss, vmf_quantile
 from .geometry import Geometry
 from .model import HierarchicalTransformer, predict_dataset, save_weights
@@ -412,19 +412,23 @@ def train(
     device:str|None=None, # None: cuda where there is one
     workers:int=0, # processes that load
     progress:bool=True,
+    on_bad_event:str="error", # or "skip": leave bad events out, list them in the run's skipped.csv
 ) -> pd.DataFrame: # the log
     "Train a model on a data set; the weights are in the run's folder."
     run, settings = Path(run), settings or TrainSettings()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    train_batches, valid_batches = choose_batches(data, train_batches, valid_batches)
-    train_ds = IceCubeDataset(data, batch_ids=train_batches, cache_size=min(len(train_batches), 3))
-    valid_ds = IceCubeDataset(data, batch_ids=valid_batches, max_events=settings.valid_events, cache_size=1)
+    train_batches, valid_batches = choose_batches(data, train_batches, valid_batches, on_bad_event)
+    train_ds = IceCubeDataset(data, batch_ids=train_batches, cache_size=min(len(train_batches), 3), on_bad_event=on_bad_event)
+    valid_ds = IceCubeDataset(data, batch_ids=valid_batches, max_events=settings.valid_events, cache_size=1, on_bad_event=on_bad_event)
+    for ds, files in ((train_ds, train_batches), (valid_ds, valid_batches)):
+        if not len(ds): raise DataError(f"{data}: no good event in the files {files}: choose others")
     torch.manual_seed(settings.seed)
     model = HierarchicalTransformer(preset, train_ds.geometry).to(device)
     if init is not None and not (resume and (run / "state.pt").exists()): start_from(model, init)
     facts = dict(init=None if init is None else str(init), model=dataclasses.asdict(model.settings), train=dataclasses.asdict(settings), train_batches=train_batches, valid_batches=valid_batches,
                  train_events=len(train_ds), valid_events=len(valid_ds), version=__version__, commit=source_commit())
     claim_run(run, facts, resume)
+    if on_bad_event == "skip": write_skipped([train_ds.skipped, valid_ds.skipped], run / "skipped.csv")
     log = fit(model, train_ds, valid_ds, run, settings, resume and (run / "state.pt").exists(), workers, progress)
     if len(log):
         with replacing(run / "curves.png") as part: plot_log(log).savefig(part, format="png", dpi=120)
@@ -455,9 +459,10 @@ def choose_batches(
     data, # folder of the data set
     train_batches:list|None, # wanted, None: the rest
     valid_batches:list|None, # wanted, None: the last
+    on_bad_event:str="error", # or "skip": files that the meta table names in vain count too
 ) -> tuple: # numbers of the files to train on, and to validate on
     "Which files to train and to validate on; DataError if they overlap or do not exist."
-    have = find_batches(data, "train")
+    have = all_batches(data, "train", on_bad_event == "skip") if train_batches is None else find_batches(data, "train")
     missing = sorted((set(train_batches or []) | set(valid_batches or [])) - set(have))
     if missing: raise DataError(f"{data} has no training files with the numbers {missing[:10]}; it has {have if len(have) < 20 else f'{len(have)} files, {have[0]} to {have[-1]}'}")
     if train_batches is None: return split_batches(have, valid_batches)

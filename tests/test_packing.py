@@ -5,13 +5,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import write_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iceaggr.accumulator import EventAccumulator
 from iceaggr.data import EventBatchSampler, IceCubeDataset, prepare
 from iceaggr.dom_transformer import DOMTransformer
+from iceaggr.faults import write_tiny
 from iceaggr.packing import PackedBatches, collate_dom_packing, pack_lengths, packed_batch, split_batch
 
 # An event: pulses on a few sensors, some of them many times, in any order of time.

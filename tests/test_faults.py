@@ -1,0 +1,204 @@
+"""Bad data: what the readers refuse, what they leave out when asked to, and that they never drop a good event."""
+import json
+import pickle
+import warnings
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from iceaggr.data import DataError, EventBatchSampler, IceCubeDataset, map_arrow, prepare
+from iceaggr.faults import BATCH, FAULTS, FILE_3, META, call, put, same_events, sound_data, write_tiny
+from iceaggr.packing import PackedBatches
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*are left out, as something is wrong with them")
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory): return sound_data(tmp_path_factory.mktemp("sound"))
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.name)
+def test_every_fault_of_the_table(sound, tmp_path, fault):
+    "The library refuses the first bad event, or leaves out the bad ones alone. (The notebook of the table runs the command.)"
+    root = write_tiny(tmp_path)
+    (root / "sensor_geometry.csv").write_bytes((sound.root / "sensor_geometry.csv").read_bytes())
+    fault.make(root)
+    def read(**options):
+        ds = IceCubeDataset(root, **options)
+        ds.geometry
+        list(ds)
+        return ds
+    with pytest.raises(ValueError) as error: read()
+    assert str(root / fault.file) in str(error.value) and fault.says in str(error.value) and "\n" not in str(error.value)
+    if fault.bad is None:
+        with pytest.raises(ValueError, match=str(root / fault.file)): read(on_bad_event="skip")
+        return
+    ds = read(on_bad_event="skip")
+    assert same_events(ds, sound) and sorted(ds.skipped.event_id) == fault.bad and (ds.skipped.reason.str.len() > 10).all()
+    assert len(ds) == 21 - len(fault.bad) + (fault.name == "row of the meta table twice")
+    assert ds.with_gaps(ds.event_table()).n_pulses.isna().sum() == len(ds.asked) - len(ds)
+
+
+# What can be done to an event: to its first row in the batch file, or to its row in the meta table.
+PULSE_CHANGES = {"charge": [0.0, -1.0, np.inf, 1e39, None], "time": [-1, 2**24 + 1], "sensor_id": [-1, 5160, 40_000], "event_id": [77], "auxiliary": [None]}
+META_CHANGES = {"azimuth": [7.0, None], "zenith": [-1.0], "first_pulse_index": [-5, None], "last_pulse_index": [-1, 10**9, None], "event_id": [5]}
+changes = st.sampled_from([(where, column, value) for where, some in (("pulse", PULSE_CHANGES), ("meta", META_CHANGES)) for column, values in some.items() for value in values])
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(st.dictionaries(st.integers(0, 20), changes, max_size=6), st.sampled_from([5, 17, 10**6]), st.sampled_from([3, 64, 1 << 20]))
+def test_any_bad_events_and_no_good_one(sound, tmp_path_factory, faults, row_group_size, piece):
+    "Any events are spoilt in any way, the file in row groups and pieces of any size: just these are left out."
+    import iceaggr.data as data
+    root = tmp_path_factory.mktemp("random")
+    (root / "train").mkdir()
+    meta = pd.read_parquet(sound.root / META)
+    tables = {b: pd.read_parquet(sound.root / f"train/batch_{b}.parquet").reset_index() for b in (2, 3, 10)}
+    for k, (where, column, value) in faults.items():
+        row = meta.iloc[k]
+        if where == "pulse": tables[int(row.batch_id)] = put(column, int(sound.first[k]), value)(tables[int(row.batch_id)])
+    for k, (where, column, value) in faults.items():
+        if where == "meta": meta = put(column, k, value)(meta)
+    meta.convert_dtypes().to_parquet(root / META, index=False)
+    for b, table in tables.items(): table.to_parquet(root / f"train/batch_{b}.parquet", index=False, row_group_size=row_group_size)
+    keep, data.CHUNK_ROWS = data.CHUNK_ROWS, piece
+    try:
+        ds = IceCubeDataset(root, on_bad_event="skip")
+        assert len(ds.skipped) == len(faults) and ds.event_ids.tolist() == [e for k, e in enumerate(sound.event_ids) if k not in faults]
+        assert same_events(ds, sound)
+        if faults:
+            with pytest.raises(DataError): list(IceCubeDataset(root))
+    finally: data.CHUNK_ROWS = keep
+
+
+def test_damage_in_one_row_group_costs_its_events_alone(sound, tmp_path):
+    root = write_tiny(tmp_path)
+    path = root / BATCH
+    pd.read_parquet(path).reset_index().to_parquet(path, index=False, row_group_size=24)
+    info, data = pq.ParquetFile(path).metadata, bytearray(path.read_bytes())
+    chunk = info.row_group(1).column(0)
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data[start:start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(data)
+    meta = pd.read_parquet(root / META)
+    touched = meta[(meta.batch_id == 3) & (meta.first_pulse_index < 48) & (meta.last_pulse_index >= 24)].event_id.tolist()
+    assert 0 < len(touched) < 6
+    ds = IceCubeDataset(root, on_bad_event="skip")
+    assert sorted(ds.skipped.event_id) == touched and same_events(ds, sound) and (ds.skipped.reason.str.contains("damaged")).all()
+    with pytest.raises(DataError, match="damaged"): list(IceCubeDataset(root))
+
+
+def test_one_event_in_two_files(sound, tmp_path):
+    "Pulses and meta table agree that both files hold event 3000: the first is kept."
+    root = write_tiny(tmp_path / "data")
+    for file in (META, "train/batch_10.parquet"):
+        table = pd.read_parquet(root / file).reset_index(drop=file == META)
+        table.assign(event_id=table.event_id.where(table.event_id != 10003, 3000)).to_parquet(root / file, index=False)
+    with pytest.raises(DataError, match="event 3000 .batch 10.: 3000 is there more than once"): IceCubeDataset(root)
+    with pytest.raises(DataError, match="3000 is there more than once"): prepare(root, tmp_path / "out", progress=False)
+    prepare(root, tmp_path / "skip", progress=False, on_bad_event="skip")
+    for ds in (IceCubeDataset(root, on_bad_event="skip"), IceCubeDataset(tmp_path / "skip", on_bad_event="skip")):
+        assert ds.skipped.event_id.tolist() == [3000] and len(ds) == 20 and same_events(ds, sound)
+        rows = ds.with_gaps(ds.event_table())
+        assert rows.event_id.tolist() == [3000 if e == 10003 else e for e in sound.event_ids] and np.flatnonzero(rows.n_pulses.isna()).tolist() == [15]
+
+
+def test_a_damaged_prepared_set(sound, tmp_path):
+    out = prepare(sound.root, tmp_path / "out", progress=False)
+    path = out / "train/batch_3.pulses.arrow"
+    data = bytearray(path.read_bytes())
+    data[data.find(map_arrow(path).column("charge").to_numpy().tobytes()) + 5] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="batch_3.pulses.arrow: damaged"): list(IceCubeDataset(out))
+    ds = IceCubeDataset(out, on_bad_event="skip")
+    assert ds.skipped.event_id.tolist() == FILE_3 and same_events(ds, sound) and ds.with_gaps(ds.event_table()).event_id.tolist() == sound.event_ids.tolist()
+    path.unlink()
+    with pytest.raises(DataError, match="batch_3.pulses.arrow: missing"): IceCubeDataset(out)
+    ds = IceCubeDataset(out, on_bad_event="skip")
+    assert len(ds) == 15 and same_events(ds, sound)
+    prepare(sound.root, out, progress=False, check=True)
+    assert same_events(IceCubeDataset(out), sound) and len(IceCubeDataset(out)) == 21
+
+
+def test_prepare_makes_a_set_with_gaps_anew_where_none_are_wanted(sound, tmp_path):
+    root, good = write_tiny(tmp_path / "data"), (sound.root / BATCH).read_bytes()
+    put("charge", 0, 0.0)(pd.read_parquet(root / BATCH).reset_index()).to_parquet(root / BATCH, index=False)
+    out = prepare(root, tmp_path / "out", progress=False, on_bad_event="skip")
+    assert len(IceCubeDataset(out)) == 20
+    with pytest.raises(DataError, match="event 3000"): prepare(root, out, progress=False)
+    (root / BATCH).write_bytes(good)
+    assert len(IceCubeDataset(prepare(root, out, progress=False))) == 21
+
+
+def test_chosen_events_and_files(sound, tmp_path):
+    "What is asked for comes first: a bad event among it leaves a gap, others are not looked at."
+    root = write_tiny(tmp_path)
+    put("charge", 0, 0.0)(pd.read_parquet(root / BATCH).reset_index()).to_parquet(root / BATCH, index=False)
+    assert len(IceCubeDataset(root, batch_ids=[2, 10], on_bad_event="skip").skipped) == 0
+    ds = IceCubeDataset(root, batch_ids=[3], max_events=2, on_bad_event="skip")
+    assert ds.event_ids.tolist() == [3003] and ds.skipped.event_id.tolist() == [3000]
+    ds = IceCubeDataset(root, batch_ids=[10, 3], on_bad_event="skip")
+    assert ds.batch_ids == [10, 3] and ds.with_gaps(ds.event_table()).event_id.tolist() == [*range(10000, 10020, 3), *FILE_3]
+    with pytest.raises(DataError, match='"error" or "skip"'): IceCubeDataset(root, on_bad_event="ignore")
+    (root / "train/batch_2.parquet").unlink()
+    with pytest.raises(DataError, match="column batch_id, event 2000 .batch 2.: 2 has no file"): IceCubeDataset(root)
+    assert len(IceCubeDataset(root, batch_ids=[10])) == 7                                       # only some files were fetched: name them
+
+
+def test_bad_events_do_not_reach_other_processes(sound, tmp_path):
+    root = write_tiny(tmp_path)
+    put("charge", 0, 0.0)(pd.read_parquet(root / BATCH).reset_index()).to_parquet(root / BATCH, index=False)
+    ds = IceCubeDataset(root, on_bad_event="skip")
+    assert same_events(pickle.loads(pickle.dumps(ds)), sound)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lists = list(EventBatchSampler(ds, 4, seed=1))
+        loader = torch.utils.data.DataLoader(PackedBatches(ds, lists), batch_size=None, num_workers=2)
+        found = [i for batch in loader for i in batch["metadata"]["event_ids"].tolist()]
+    assert sorted(found) == [e for e in sound.event_ids if e != 3000]
+
+
+def test_train_and_evaluate_leave_bad_events_out(sound, tmp_path):
+    root = write_tiny(tmp_path / "data")
+    for file, change in ((BATCH, put("charge", 0, 0.0)), ("train/batch_10.parquet", put("sensor_id", -1, 9999)), (META, put("azimuth", 0, None))):
+        change(pd.read_parquet(root / file).reset_index(drop=file == META)).to_parquet(root / file, index=False)
+    train = ["train", "--data", root, "--epochs", 1, "--batch-size", 4, "--train-batches", "2,3", "--valid-batches", 10]
+    code, _, err = call(*train, "--out", tmp_path / "no")
+    assert code == 1 and "event 2000" in err and not (tmp_path / "no").exists()
+    code, said, err = call(*train, "--out", tmp_path / "run", "--on-bad-event", "skip")
+    assert code == 0 and "3 bad events left out" in said, err
+    assert sorted(pd.read_csv(tmp_path / "run/skipped.csv").event_id) == [2000, 3000, 10018]
+    facts = json.loads((tmp_path / "run/settings.json").read_text())
+    assert (facts["train_events"], facts["valid_events"]) == (12, 6)
+    predict = ["predict", "--run", tmp_path / "run", "--data", root, "--out", tmp_path / "p.parquet"]
+    assert call(*predict)[0] == 1 and not (tmp_path / "p.parquet").exists()
+    code, said, err = call(*predict, "--on-bad-event", "skip")
+    assert code == 0 and "18 predictions" in said, err
+    evaluate = ["evaluate", "--predictions", tmp_path / "p.parquet", "--data", root, "--out", tmp_path / "report"]
+    code, _, err = call(*evaluate)
+    assert code == 1 and "event 2000" in err
+    code, said, err = call(*evaluate, "--on-bad-event", "skip")
+    assert code == 0 and "3 bad events left out" in said and json.loads((tmp_path / "report/metrics.json").read_text())["n_events"] == 18, err
+    for file in (root / "train").iterdir(): file.write_bytes(b"")
+    code, _, err = call(*train, "--out", tmp_path / "none", "--on-bad-event", "skip")
+    assert code == 1 and "no good event in the files [2, 3]" in err
+
+
+def test_an_empty_prediction_names_every_event(sound, tmp_path):
+    "Nothing of the only file can be read; the prediction has its six rows all the same, also from the prepared form."
+    root = write_tiny(tmp_path / "data")
+    (root / BATCH).write_bytes(b"")
+    out = prepare(root, tmp_path / "out", [3], progress=False, on_bad_event="skip")
+    for data, options in ((root, ["--on-bad-event", "skip"]), (out, [])):
+        from iceaggr.geometry import Geometry
+        from iceaggr.model import HierarchicalTransformer
+        HierarchicalTransformer("small", Geometry.nominal()).save(tmp_path / "model.safetensors")
+        code, said, err = call("predict", "--run", tmp_path / "model.safetensors", "--data", data, "--batches", 3, "--out", tmp_path / "p.csv", *options)
+        table = pd.read_csv(tmp_path / "p.csv")
+        assert code == 0 and "0 predictions" in said and table.event_id.tolist() == FILE_3 and table.azimuth.isna().all(), err
+        assert pd.read_csv(tmp_path / "skipped.csv").event_id.tolist() == FILE_3
