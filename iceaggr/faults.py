@@ -70,9 +70,9 @@ class Fault(NamedTuple):
         else: self.change(pd.read_parquet(path).reset_index(drop=self.file == META)).to_parquet(path, index=False)
 
 def put(
-    column:str,
+    column:str, # of the table
     row:int, # of the table
-    value,
+    value, # to put there
 ): # function of a table
     "A change of one value."
     def change(table):
@@ -207,7 +207,10 @@ def call(*argv) -> tuple: # exit code, stdout, stderr
         except SystemExit as e: code = e.code
     return code, out.getvalue(), err.getvalue()
 
-def same_events(dataset, sound) -> bool:
+def same_events(
+    dataset, # IceCubeDataset
+    sound, # one that has its events and perhaps more
+) -> bool:
     "Are the events of a data set those of the sound one, bit for bit?"
     place = pd.Series(range(len(sound)), index=sound.event_ids)
     pairs = zip(dataset.__getitems__(range(len(dataset))), sound.__getitems__(place[dataset.event_ids].to_numpy()), strict=True)
