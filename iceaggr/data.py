@@ -417,7 +417,7 @@ def group_starts(file:pq.ParquetFile) -> np.ndarray: # one more than row groups
     return np.cumsum([0] + [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
 
 def groups_of_rows(
-    file:pq.ParquetFile,
+    file:pq.ParquetFile, # of `open_parquet`
     first, # (k,) first row of each range
     last, # (k,) last row
 ) -> list: # numbers of row groups
@@ -512,7 +512,7 @@ class EventRows:
     "The runs of rows of one event_id in a batch file, and its bad rows, gathered piece by piece."
     def __init__(self): self.runs, self.bad = [], []                    # [first rows, ends, ids] and (rows, column, words, values) of each piece
 
-    def add(self, row:int, chunk):
+    def add(self, row:int, chunk:pa.RecordBatch):
         "Take up a piece that begins at a row."
         columns = {name: column_values(chunk, name) for name in PULSE_COLUMNS}
         for name, (_, missing) in columns.items(): self._note(row, name, missing, "a value is missing", missing)
@@ -762,7 +762,7 @@ def choose_files(
     files:dict, # number -> path
     batch_ids, # wanted, None: all
     folder:Path, # for messages
-    must_exist:bool=True,
+    must_exist:bool=True, # an error names those that do not
 ) -> list: # numbers
     "The wanted files, which exist unless they need not."
     ids = list(files) if batch_ids is None else [index(b) for b in ([batch_ids] if np.ndim(batch_ids) == 0 and hasattr(batch_ids, "__index__") else batch_ids)]
