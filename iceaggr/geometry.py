@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPEED_OF_LIGHT', 'N_STRINGS', 'DOMS_PER_STRING', 'N_SENSORS', 'FIRST_DEEPCORE_STRING', 'ORIGIN_DEPTH', 'DUST_LAYER',
            'HIGH_EFFICIENCY', 'nominal_strings', 'nominal_depths', 'nominal_positions', 'read_sensor_csv',
-           'read_graphnet', 'default_efficiency', 'Geometry', 'load_geometry', 'ice_optics', 'plot_top_view',
-           'plot_side_view', 'plot_ice', 'string_lines', 'plot_detector_3d']
+           'read_graphnet', 'default_efficiency', 'Geometry', 'load_geometry', 'sensors_at', 'ice_optics',
+           'plot_top_view', 'plot_side_view', 'plot_ice', 'string_lines', 'plot_detector_3d']
 
 # %% ../nbs/00_geometry.ipynb #bdf3a589
 from dataclasses import dataclass
@@ -236,6 +236,26 @@ def load_geometry(path=None # None: the nominal detector; a data folder, a .csv,
     if path.suffix == ".parquet": return Geometry.from_graphnet(path)
     if path.suffix == ".safetensors": return Geometry.from_weights(path)
     raise ValueError(f"{path}: a geometry is a folder with a sensor_geometry.csv, a .csv, a .parquet in GraphNeT's layout, or the .safetensors of a model")
+
+# %% ../nbs/00_geometry.ipynb #ae4c602b
+def sensors_at(
+    xyz:np.ndarray, # (n, 3) positions [m]
+    geometry:Geometry, # the detector
+    tolerance:float=1.0, # m
+) -> np.ndarray: # (n,) int64 sensor ids
+    "The sensor at each position; ValueError names positions where there is none."
+    rows = pd.DataFrame(np.asarray(xyz, dtype=np.float64).reshape(-1, 3))
+    places, which = rows.drop_duplicates().to_numpy(), rows.groupby([0, 1, 2], sort=False, dropna=False).ngroup().to_numpy()
+    if not np.isfinite(places).all(): raise ValueError("positions: some are not finite numbers")
+    nearest, distance = np.empty(len(places), np.int64), np.empty(len(places))
+    for k in range(0, len(places), 512):                       # 512 x 5,160 distances at once
+        d2 = ((places[k:k + 512, None] - geometry.xyz) ** 2).sum(-1)
+        nearest[k:k + 512], distance[k:k + 512] = d2.argmin(1), np.sqrt(d2.min(1))
+    if len(places) and distance.max() > tolerance:
+        k = int(distance.argmax())
+        raise ValueError(f"positions: {int((distance > tolerance).sum())} of {len(places)} lie more than {tolerance:g} m from every sensor of {geometry.name}; the furthest, "
+                         f"({', '.join(f'{c:.1f}' for c in places[k])}), is {distance[k]:.1f} m from sensor {nearest[k]}: give the geometry that the events were recorded with, in metres")
+    return nearest[which]
 
 # %% ../nbs/00_geometry.ipynb #956fa161
 _ICE_DEPTH = 1398.4 + 10.0 * np.arange(110)      # [m]
