@@ -142,8 +142,8 @@ def evaluate(args):
 
 # %% ../nbs/14_cli.ipynb #bc8ef44c
 def display(args):
-    "Draw one event."
-    from iceaggr.display import display_event, save_display
+    "Draw one event: an interactive page (.html), or a figure for print (.pdf, .svg, .png)."
+    from iceaggr.display import display_event, plot_event, save_display
     index, dataset, row = find_event(args.data, args.split, args.event)
     prediction = kappa = None
     if args.predictions:
@@ -160,8 +160,13 @@ def display(args):
         p = model.predict([collate_dom_packing([dataset[index]])]).iloc[0]
         prediction, kappa = (p.azimuth, p.zenith), p.kappa
     truth = (row.azimuth, row.zenith) if args.split == "train" else None
-    figure = display_event(dataset[index]["pulse_features"], dataset.geometry, truth, prediction, kappa, title=f"event {row.event_id}, {row.n_pulses:,} pulses")
+    what = dict(geometry=dataset.geometry, truth=truth, prediction=prediction, kappa=kappa, title=f"event {row.event_id}, {row.n_pulses:,} pulses")
+    pulses, static = dataset[index]["pulse_features"], Path(args.out).suffix in (".pdf", ".svg", ".png")
+    figure = plot_event(pulses, **what) if static else display_event(pulses, **what, panels=True, animate=args.animate)
     save_display(figure, args.out)
+    if static:
+        import matplotlib.pyplot as plt
+        plt.close(figure)
     print(f"event {row.event_id} with {row.n_pulses:,} pulses in {args.out}")
 
 # %% ../nbs/14_cli.ipynb #d4e71e30
@@ -298,6 +303,7 @@ def add_display(p):
     which = p.add_mutually_exclusive_group()
     which.add_argument("--run", metavar="PATH", help="show the direction that this model predicts; a path or a name as for predict")
     which.add_argument("--predictions", metavar="FILE", help="show the direction in this table")
+    p.add_argument("--animate", action="store_true", help="let the light arrive in time: a slider and a button (.html only)")
 
 def add_bench(p):
     "What `bench` takes."
