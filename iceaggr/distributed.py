@@ -17,12 +17,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 # %% ../nbs/09a_distributed.ipynb #96b04229
-def joined() -> bool: return dist.is_available() and dist.is_initialized()
+def joined() -> bool: # False: there is one process
+    "Is this process one of several that know each other?"
+    return dist.is_available() and dist.is_initialized()
 
-def rank() -> int: # number of this process
+def rank() -> int: # from 0 on
+    "The number of this process."
     return dist.get_rank() if joined() else 0
 
-def world_size() -> int: # number of processes
+def world_size() -> int: # 1 or more
+    "The number of processes."
     return dist.get_world_size() if joined() else 1
 
 # %% ../nbs/09a_distributed.ipynb #dfd2c67b

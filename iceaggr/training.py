@@ -124,7 +124,9 @@ CHECKPOINTS = "state.pt", "state.previous.pt"
 
 def has_checkpoint(
     run, # folder of the run
-) -> bool: return any((Path(run) / name).exists() for name in CHECKPOINTS)
+) -> bool:
+    "Is there something to resume?"
+    return any((Path(run) / name).exists() for name in CHECKPOINTS)
 
 # %% ../nbs/11_training.ipynb #14e75202
 def save_state(
@@ -161,7 +163,10 @@ def write_copies(
     with replacing(run / "log.csv") as part: pd.DataFrame(state["log"], columns=LOG_COLUMNS).to_csv(part, index=False)
     write_skipped(run, state)
 
-def write_skipped(run, state):
+def write_skipped(
+    run:Path, # folder of the run
+    state:dict, # of `new_state`
+):
     "One row a step that was skipped."
     path = run / "skipped_steps.csv"
     if state["skipped"] or path.exists():
@@ -340,7 +345,7 @@ class Pace:
         state:dict, # of the run; its seconds are kept up to date
         settings:TrainSettings,
         clock, # function that gives seconds
-        stop:threading.Event,
+        stop:threading.Event, # set by a signal
     ):
         self.state, self.settings, self.clock, self.stop = state, settings, clock, stop
         self.started, self.saved, self.stopped, self.due = clock() - state["seconds"], time.perf_counter(), False, False
@@ -353,7 +358,8 @@ class Pace:
 
     def done(self,
         part:float=0., # of the present epoch
-    ) -> float: # share of the run
+    ) -> float: # 1: the run is at its end
+        "Share of the run that is behind."
         return self.state["seconds"] / (60 * self.settings.minutes) if self.settings.minutes else (self.state["epoch"] + part) / self.settings.epochs
 
 # %% ../nbs/11_training.ipynb #3f680577
@@ -430,7 +436,13 @@ def train_epoch(
         if pace.stopped or (s.minutes and pace.done() >= 1): break
     bar.close()
 
-def step_seed(seed, epoch, batch): torch.manual_seed(int(np.random.SeedSequence([seed, epoch, batch, 2, rank()]).generate_state(1)[0]))      # of dropout
+def step_seed(
+    seed:int, # of the run
+    epoch:int, # from 0
+    batch:int, # of the epoch, from 0
+):
+    "Make the random numbers of dropout a function of these and of the process."
+    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, batch, 2, rank()]).generate_state(1)[0]))
 
 # %% ../nbs/11_training.ipynb #d63cd199
 def skip_step(
@@ -506,7 +518,11 @@ def end_epoch(
     if job.progress: tqdm.write("epoch {epoch:3}  {minutes:6.1f} min  train loss {train_loss:7.3f}  valid loss {valid_loss:7.3f}  mean error {valid_mean_degrees:6.2f} deg  median {valid_median_degrees:6.2f} deg  {events_per_s:5.0f} events/s".format(**row))
     state.update(epoch=state["epoch"] + 1, batch=0, epoch_loss=0., epoch_events=0, epoch_seconds=0., epoch_skipped=0)
 
-def copied(model) -> dict: return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+def copied(
+    model:nn.Module,
+) -> dict: # tensors on the CPU
+    "The weights and buffers of a model as they are now."
+    return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
 
 # %% ../nbs/11_training.ipynb #3dbe203d
 def finish(
@@ -643,7 +659,7 @@ RUN_FILES = *CHECKPOINTS, "settings.json", "last.safetensors", "best.safetensors
 
 def changed_facts(
     old:dict, # of settings.json
-    new:dict,
+    new:dict, # of this run
 ) -> list: # "train.lr: 1.0 -> 2.0"
     "What differs and makes a difference to the weights."
     flat = lambda facts: {f"{k}.{f}" if f else k: x for k, v in facts.items() for f, x in (v.items() if isinstance(v, dict) else [("", v)])}
