@@ -76,29 +76,31 @@ def prepare(args):
 def train(args):
     "Train a model."
     from iceaggr import training
+    from iceaggr.distributed import process_group, rank
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(training.TrainSettings) if getattr(args, f.name, None) is not None}
     try: settings = training.TrainSettings(**given)
     except ValueError as e: raise UsageError(str(e)) from None
-    train_batches, valid_batches = (chosen_batches(b, args.data) for b in (args.train_batches, args.valid_batches))
-    log = training.train(args.data, args.out, args.preset, train_batches, valid_batches, settings, args.init, args.resume, args.device, args.workers, on_bad_event=args.on_bad_event)
+    with process_group(args.device) as device:
+        train_batches, valid_batches = (chosen_batches(b, args.data) for b in (args.train_batches, args.valid_batches))
+        log = training.train(args.data, args.out, args.preset, train_batches, valid_batches, settings, args.init, args.resume, device, args.workers, on_bad_event=args.on_bad_event)
+        if len(log) and rank() == 0 and not log.attrs["interrupted"]:
+            best = log.loc[log.held_out_mean_degrees.idxmin()]
+            print(f"best epoch {int(best.epoch)} by the training events kept back: mean error {best.valid_mean_degrees:.2f} degrees, median {best.valid_median_degrees:.2f}, on validation events; weights in {Path(args.out) / 'best.safetensors'}{say_skipped(args, Path(args.out))}")
     if log.attrs["interrupted"]: raise KeyboardInterrupt
-    if len(log):
-        best = log.loc[log.held_out_mean_degrees.idxmin()]
-        print(f"best epoch {int(best.epoch)} by the training events kept back: mean error {best.valid_mean_degrees:.2f} degrees, median {best.valid_median_degrees:.2f}, on validation events; weights in {Path(args.out) / 'best.safetensors'}{say_skipped(args, Path(args.out))}")
 
 # %% ../nbs/14_cli.ipynb #d62acc77
 def predict(args):
     "Predict directions."
     from iceaggr.data import IceCubeDataset
+    from iceaggr.distributed import on_first, process_group
     from iceaggr.model import HierarchicalTransformer, predict_dataset
     out = Path(args.out)
     if out.suffix not in (".csv", ".parquet"): raise UsageError(f"--out must end in .csv or .parquet; got {out.name}")
-    import torch
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = HierarchicalTransformer.load(args.run, device)
-    dataset = IceCubeDataset(args.data, split=args.split, batch_ids=chosen_batches(args.batches, args.data, args.split), on_bad_event=args.on_bad_event)
-    table = predict_dataset(model, dataset, workers=args.workers, precision=args.precision)
-    write_predictions(table, dataset, out, args.submission)
+    with process_group(args.device) as device:
+        model = HierarchicalTransformer.load(args.run, device)
+        dataset = IceCubeDataset(args.data, split=args.split, batch_ids=chosen_batches(args.batches, args.data, args.split), on_bad_event=args.on_bad_event)
+        table = predict_dataset(model, dataset, workers=args.workers, precision=args.precision)
+        on_first(lambda: write_predictions(table, dataset, out, args.submission))
 
 # %% ../nbs/14_cli.ipynb #3310f763
 def write_predictions(
@@ -279,11 +281,13 @@ def add_train(p):
     p.add_argument("--init", metavar="WEIGHTS", help="start from these weights: a .safetensors file, the folder of a run, or the name of a pretrained model")
     p.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
     p.add_argument("--lr", type=float, help="peak learning rate; default 3e-3")
-    p.add_argument("--batch-size", type=positive, help="events a step; default 64")
+    p.add_argument("--batch-size", type=positive, help="events a step, of all processes together; default 64")
+    p.add_argument("--max-pulses", type=positive, help="most pulses a step, of all processes together; default 65536")
+    p.add_argument("--save-minutes", type=float, help="minutes between checkpoints; default 5")
     p.add_argument("--no-augment", dest="augment", action="store_false", default=None, help="show every event as it is, without motions of the detector, thinned noise and jitter")
     p.add_argument("--precision", choices=("float32", "bfloat16"), help="bfloat16: autocast")
-    p.add_argument("--device", type=device_name, help="cpu or cuda; default: cuda where there is one")
-    p.add_argument("--workers", type=count, default=0, help="processes that load data; 0 loads in the main process")
+    p.add_argument("--device", type=device_name, help="cpu or cuda; default: cuda where there is one; under torchrun each process takes a GPU")
+    p.add_argument("--workers", type=count, default=0, help="processes that load data, for each that trains; 0 loads in the main process")
 
 # %% ../nbs/14_cli.ipynb #51526183
 def add_predict(p):

@@ -26,6 +26,7 @@ import iceaggr
 from .accumulator import EventAccumulator
 from .data import cut_batches, replacing
 from .direction import vector_to_angles, vmf_quantile
+from .distributed import gather_table, rank, stretch, world_size
 from .dom_transformer import DOMTransformer
 from .event_transformer import EventTransformer
 from .geometry import Geometry
@@ -218,7 +219,7 @@ def predict_parts(
         missing = [f"{i} ({n} of {m} DOMs)" for i, (n, m) in acc.incomplete().items()]
         warnings.warn(f"{len(missing)} incomplete events get no prediction: " + ", ".join(missing[:100]) + (f" and {len(missing) - 100} more" if len(missing) > 100 else ""))
     table = pd.concat(found) if found else prediction_table(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3))
-    return table.set_index("event_id").reindex(list(seen)).rename_axis("event_id").reset_index()
+    return table.set_index("event_id").reindex(pd.Index(list(seen), dtype=np.int64)).rename_axis("event_id").reset_index()
 
 # %% ../nbs/10_model.ipynb #354aefe5
 def whole_events(
@@ -267,13 +268,14 @@ def predict_dataset(
     progress:bool=True,
     precision:str="float32", # or "bfloat16": autocast
 ) -> pd.DataFrame: # as of `predict`, one row an event in the data set's order
-    "Directions of the events of a data set, file after file; ValueError if its sensors are not where the model has them."
+    "Directions of the events of a data set, file after file, by all processes together; ValueError if its sensors are not where the model has them."
     model.check_geometry(dataset.geometry)
     indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
     lists = [indices[a:b] for a, b in cut_batches(dataset.n_pulses[indices], len(indices), max_pulses)]
+    lists = [lists[i] for i in stretch([dataset.n_pulses[some].sum() for some in lists], rank(), world_size())]          # those of this process
     loader = torch.utils.data.DataLoader(PackedBatches(dataset, lists, model.settings.max_seq_len), batch_size=None, num_workers=workers, pin_memory=model.device.type == "cuda")
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        return model.predict(tqdm(loader, "predict", unit="batch", disable=not progress))
+        return gather_table(model.predict(tqdm(loader, "predict", unit="batch", disable=not progress or rank() > 0)))
 
 # %% ../nbs/10_model.ipynb #5cd72632
 def prediction_table(

@@ -210,11 +210,12 @@ class PackedBatches(torch.utils.data.Dataset):
     "Packed batches of a data set, for `DataLoader(PackedBatches(dataset, lists), batch_size=None, num_workers=..., pin_memory=...)`."
     def __init__(self,
         dataset, # IceCubeDataset in either form; open files do not travel to worker processes
-        batches, # lists of indices, as of `EventBatchSampler`; an empty one, of a process without a share, gives None
+        batches, # lists of indices, as of `EventBatchSampler`; one of which nothing is wanted gives None
         max_seq_len=512, # L or "auto"
         change=None, # function of a batch, applied to each
+        share=None, # function from the pulses of the events of a batch to the places of those wanted, such as `fair_share` gives
     ):
-        self.dataset, self.max_seq_len, self.change = dataset, max_seq_len, change
+        self.dataset, self.max_seq_len, self.change, self.share = dataset, max_seq_len, change, share
         self.ends = np.cumsum([len(b) for b in batches])
         self.indices = np.concatenate([np.asarray(b, np.int64) for b in batches]) if len(batches) else np.empty(0, np.int64)    # one array: workers share it
 
@@ -223,6 +224,7 @@ class PackedBatches(torch.utils.data.Dataset):
         if not -len(self) <= k < len(self): raise IndexError(f"batch {k} of {len(self)}")
         k %= len(self)
         some = self.indices[self.ends[k - 1] if k else 0:self.ends[k]]
+        if self.share is not None: some = some[self.share(self.dataset.n_pulses[some])]
         if not len(some): return None
         batch = packed_batch(self.dataset, some, self.max_seq_len)
         if self.change is not None: batch = self.change(batch)
