@@ -770,4 +770,4 @@ d = { 'settings': { 'branch': 'main',
                                   'iceaggr.training.update_average': ('training.html#update_average', 'iceaggr/training.py'),
                                   'iceaggr.training.validate': ('training.html#validate', 'iceaggr/training.py'),
                                   'iceaggr.training.write_copies': ('training.html#write_copies', 'iceaggr/training.py'),
-                                  'iceaggr.training.write_skipped': ('training.html#write_skipped', 'iceaggr/training.py')}}}
+                                  'iceaggr.training.write_skipped_steps': ('training.html#write_skipped_steps', 'iceaggr/training.py')}}}

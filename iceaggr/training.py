@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINTS', 'LOG_COLUMNS', 'ECHO', 'RUN_FILES', 'TrainSettings', 'lr_factor', 'MuonAdamW', 'update_average',
-           'new_state', 'has_checkpoint', 'save_state', 'write_copies', 'write_skipped', 'read_checkpoint',
+           'new_state', 'has_checkpoint', 'save_state', 'write_copies', 'write_skipped_steps', 'read_checkpoint',
            'load_state', 'predict_with_truth', 'validate', 'coverage_scale', 'calibrate', 'stop_signal',
            'loss_backward', 'random_state', 'train_step', 'Pace', 'Job', 'epoch_batches', 'epoch_loader', 'train_epoch',
            'step_seed', 'skip_step', 'fit', 'end_epoch', 'copied', 'finish', 'plot_log', 'LiveCurves', 'in_notebook',
@@ -161,9 +161,9 @@ def write_copies(
     save_weights(average.state_dict(), average.settings, run / "last.safetensors")
     if best and state["best_weights"] is not None: save_weights(state["best_weights"], average.settings, run / "best.safetensors")
     with replacing(run / "log.csv") as part: pd.DataFrame(state["log"], columns=LOG_COLUMNS).to_csv(part, index=False)
-    write_skipped(run, state)
+    write_skipped_steps(run, state)
 
-def write_skipped(
+def write_skipped_steps(
     run:Path, # folder of the run
     state:dict, # of `new_state`
 ):
