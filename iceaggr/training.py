@@ -453,7 +453,7 @@ def skip_step(
     state, ids = job.state, job.train_ds.event_ids[events].tolist()
     state["epoch_skipped"] += 1; state["in_a_row"] += 1
     state["skipped"].append(dict(epoch=state["epoch"] + 1, step=state["step"], event_ids=" ".join(map(str, ids))))
-    on_first(lambda: write_skipped(job.run, state))
+    on_first(lambda: write_skipped_steps(job.run, state))
     if rank() == 0: tqdm.write(f"step {state['step']}: loss or gradient not finite, step skipped; events {ids}")
     if state["in_a_row"] >= 10:
         raise FloatingPointError(f"ten steps in a row without a finite loss and gradient: look at the events named in {job.run / 'skipped_steps.csv'}, or train into a new folder with a lower learning rate, "
