@@ -89,6 +89,8 @@ def find_batches(root=None, split:str="train") -> list: # of int, ascending
 _KINDS = {"whole numbers": pa.types.is_integer, "numbers": lambda t: pa.types.is_integer(t) or pa.types.is_floating(t), "true or false": pa.types.is_boolean}
 _COLUMN_KINDS = dict(time="numbers", charge="numbers", azimuth="numbers", zenith="numbers", auxiliary="true or false")
 
+_UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)                                   # what pyarrow raises for damaged files
+
 def open_parquet(
     path:Path,
     columns, # names that it must have
@@ -96,7 +98,7 @@ def open_parquet(
     "Open a Parquet file and check its columns and their types."
     try: file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
     except FileNotFoundError: raise DataError(f"{path}: no such file; get it again, or choose other files with batch_ids") from None
-    except (pa.ArrowException, OSError) as e: raise DataError(f"{path}: not a Parquet file, or cut short ({_one_line(e)}); get it again") from None
+    except _UNREADABLE as e: raise DataError(f"{path}: not a Parquet file, or cut short ({_one_line(e)}); get it again") from None
     schema = file.schema_arrow
     for name in columns:
         if schema.names.count(name) != 1: raise DataError(f"{path}: column {name} is {'missing' if name not in schema.names else 'there twice'}; it has {', '.join(schema.names)}", name)
@@ -120,7 +122,7 @@ def parquet_rows(
             yield row, chunk
             row += len(chunk)
             if stop is not None and row >= stop: return
-    except (pa.ArrowException, OSError) as e: raise DataError(f"{path}: damaged near row {row} ({_one_line(e)}); get it again") from None
+    except _UNREADABLE as e: raise DataError(f"{path}: damaged near row {row} ({_one_line(e)}); get it again") from None
     if row != end: raise DataError(f"{path}: damaged: {row:,} rows where it promises {end:,}; get it again")
 
 def column_values(chunk, name:str) -> tuple: # values, and which of them are missing
@@ -139,7 +141,8 @@ def wanted_groups(
     keep = []
     for g in range(file.num_row_groups):
         group = file.metadata.row_group(g)
-        s = next(c.statistics for c in map(group.column, range(group.num_columns)) if c.path_in_schema == column)
+        try: s = next((c.statistics for c in map(group.column, range(group.num_columns)) if c.path_in_schema == column), None)
+        except UnicodeDecodeError: s = None                                                      # damaged: reading will tell
         if s is None or not s.has_min_max or np.searchsorted(values, s.min) < np.searchsorted(values, s.max, "right"): keep.append(g)
     return adjoining(keep)
 
@@ -934,7 +937,7 @@ def map_arrow(path:Path) -> pa.Table:
     "An Arrow file mapped into memory."
     try: return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except FileNotFoundError: raise DataError(f"{path}: no such file; run prepare again") from None
-    except (pa.ArrowException, OSError) as e: raise DataError(f"{path}: not an Arrow file, or cut short ({_one_line(e)}); run prepare again") from None
+    except _UNREADABLE as e: raise DataError(f"{path}: not an Arrow file, or cut short ({_one_line(e)}); run prepare again") from None
 
 def _arrays(table): return {name: _array(table.column(name)) for name in table.column_names}
 def _array(column): return column.chunk(0).to_numpy(zero_copy_only=True) if column.num_chunks else np.empty(0, column.type.to_pandas_dtype())
