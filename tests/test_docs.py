@@ -42,10 +42,17 @@ def test_missing_front_matter_and_captions_are_found():
 
 
 def test_undocumented_functions_are_found(tmp_path):
-    (tmp_path / "iceaggr").mkdir()
+    (tmp_path / "iceaggr").mkdir(); (tmp_path / "nbs").mkdir()
+    (tmp_path / "nbs/api.ipynb").write_text(json.dumps(notebook("| parameter | |\n|---|---|\n| `seed` | of random numbers |")))
     (tmp_path / "iceaggr/m.py").write_text('# File to edit: ../nbs/m.ipynb.\nclass Known: "k"\ndef good(\n    a, # x\n    b:Known,\n    seed:int=0,\n):\n    "Fine."\ndef typed(a:int): "Fine."\n'
                                            'def _hidden(a): pass\ndef silent(a:int):\n    pass\ndef bare(\n    a:int,\n):\n    "No comment."\ndef untyped(a):\n    "No type."\n')
     assert [re.sub(".*: ", "", f) for f in check_docs.documentation_faults(tmp_path)] == ["silent has no docstring", "parameter a has no comment", "parameter a has no comment"]
+
+
+def test_broken_links_of_the_readme_are_found(tmp_path):
+    (tmp_path / "README.md").write_text("[a](nbs/a.ipynb) [b](https://b.org) ![c](c.png)")
+    (tmp_path / "c.png").touch()
+    assert check_docs.readme_faults(tmp_path) == ["README.md: nbs/a.ipynb does not exist"]
 
 
 def test_sidebar_must_hold_every_notebook_in_order(tmp_path):
