@@ -32,7 +32,7 @@ demo: install
 	@$(BIN)/iceaggr evaluate --predictions $(RUN)/predictions.parquet --data $(DATA) --out $(RUN)
 	@echo "the model that comes with the package:"
 	@$(BIN)/iceaggr evaluate --predictions $(RUN)/pretrained/predictions.parquet --data $(DATA) --out $(RUN)/pretrained
-	$(BIN)/iceaggr display --data $(DATA) --event brightest --predictions $(RUN)/predictions.parquet --out $(RUN)/event.html
+	$(BIN)/iceaggr display --data $(DATA) --event brightest --predictions $(RUN)/pretrained/predictions.parquet --out $(RUN)/event.html
 
 test: install
 	PATH=$(CURDIR)/$(BIN):$$PATH bash .ci/check

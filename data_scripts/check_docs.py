@@ -19,12 +19,6 @@ from urllib.parse import unquote
 import yaml
 
 FIGURES = ("image/png", "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json")
-# Parameters that mean the same everywhere; what they are is said here once. Those whose type is a class of this package need no comment either.
-SAID_ONCE = dict(rng="numpy's generator of random numbers", seed="of the random numbers", progress="show a progress bar", device='"cpu" or "cuda"', geometry="the detector",
-                 settings="sizes or choices, a dataclass", path="of a file", args="of the command line", p="a parser of the command line", model="whose directions or losses are wanted",
-                 dropout="share left out in training", d_model="width of the tokens", n_heads="of the attention", n_layers="of the transformer", batch="of `collate_dom_packing`",
-                 optimizer="of the training", precision='"float32", or "bfloat16": autocast', split='"train" or "test"', batch_id="number of a file of the data set", root="folder of the data set",
-                 n_events="how many", workers="processes", results="of `run_benchmarks`")
 UNNAMED = ("forward", "step", "zero_grad", "state_dict", "load_state_dict", "param_groups")      # torch's own names, explained there
 
 
@@ -61,6 +55,12 @@ def sidebar_faults(root): # -> faults
 def source(path): # -> str
     "The Markdown of a notebook."
     return "\n".join("".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown")
+
+
+def readme_faults(root): # -> faults
+    "Relative links and pictures of README.md."
+    links = re.findall(r"\]\(([^()\s]+)\)", (root / "README.md").read_text(encoding="utf-8"))
+    return [f"README.md: {t} does not exist" for t in links if not re.match(r"[a-z]+:|#", t) and not (root / t.partition("#")[0]).exists()]
 
 
 def page_text(notebook): # -> str
@@ -123,13 +123,13 @@ def page_faults(page, notebook): # path, processed notebook -> faults
     return faults
 
 
-def function_faults(f, name, lines, classes, path): # ast node, name, source lines, names of classes, path -> faults
+def function_faults(f, name, lines, classes, known, path): # ast node, name, source lines, names of classes, of parameters explained elsewhere, path -> faults
     "A docstring; in a signature of one line types, in others a comment at every parameter that is not explained elsewhere."
     short = f.args.args and f.body[0].lineno - f.lineno <= 1 or f.body[0].lineno == f.lineno
     faults = [] if ast.get_docstring(f) or f.name in UNNAMED or f.name == "__init__" or "#" in lines[f.body[0].lineno - 1] + lines[f.lineno - 1] else [f"{path}: {name} has no docstring"]
     for a in f.args.posonlyargs + f.args.args + f.args.kwonlyargs:
         kind = set(re.findall(r"\w+", ast.unparse(a.annotation))) if a.annotation else set()
-        if a.arg not in ("self", "cls", *SAID_ONCE) and not kind & classes and "#" not in lines[a.lineno - 1] and f.name not in UNNAMED and not (short and a.annotation):
+        if a.arg not in ("self", "cls", *known) and not kind & classes and "#" not in lines[a.lineno - 1] and f.name not in UNNAMED and not (short and a.annotation):
             faults.append(f"{path}: {name}: parameter {a.arg} has no comment")
     return faults
 
@@ -138,13 +138,14 @@ def documentation_faults(root): # -> faults
     "Public functions, classes and methods of the package."
     modules = {p: p.read_text(encoding="utf-8") for p in sorted((root / "iceaggr").glob("*.py")) if not p.name.startswith("_")}
     classes, faults = {n.name for text in modules.values() for n in ast.parse(text).body if isinstance(n, ast.ClassDef)}, []
+    known = re.findall(r"^\| `(\w+)` \|", source(root / "nbs/api.ipynb"), flags=re.M)      # parameters that mean the same everywhere are explained there; those whose type is a class of the package, by the class
     for p, text in modules.items():
         where = re.search(r"File to edit: \.\./(\S+)\.", text)[1]
         for n in ast.parse(text).body:
             if not isinstance(n, (ast.FunctionDef, ast.ClassDef)) or n.name.startswith("_"): continue
             if isinstance(n, ast.ClassDef) and not ast.get_docstring(n): faults.append(f"{where}: class {n.name} has no docstring")
             for f, name in [(n, n.name)] if isinstance(n, ast.FunctionDef) else [(m, f"{n.name}.{m.name}") for m in n.body if isinstance(m, ast.FunctionDef)]:
-                if f.name == "__init__" or not f.name.startswith("_"): faults += function_faults(f, name, text.splitlines(), classes, where)
+                if f.name == "__init__" or not f.name.startswith("_"): faults += function_faults(f, name, text.splitlines(), classes, known, where)
     return faults
 
 
@@ -154,7 +155,7 @@ def all_faults(root): # -> faults
         folder, faults = process(root, Path(out))
         pages = {p.relative_to(folder): json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.rglob("*.ipynb"))}
     config = dict(re.findall(r"^(doc_host|doc_baseurl) = (\S+)", (root / "settings.ini").read_text(), flags=re.M))
-    faults += sidebar_faults(root) + documentation_faults(root) + link_faults(pages, root, config["doc_host"] + config["doc_baseurl"])
+    faults += sidebar_faults(root) + readme_faults(root) + documentation_faults(root) + link_faults(pages, root, config["doc_host"] + config["doc_baseurl"])
     for page, notebook in pages.items(): faults += page_faults(page, notebook)
     return faults
 

@@ -1,6 +1,7 @@
 """The site, as far as it can be checked without Quarto (data_scripts/check_docs.py), and that the check finds faults."""
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "data_scripts"))
-import check_docs, embed_plotly
+import check_docs, finish_pages
 
 
 def notebook(*cells, front="title: A\ndescription: b\noutput-file: a.html"):
@@ -42,10 +43,17 @@ def test_missing_front_matter_and_captions_are_found():
 
 
 def test_undocumented_functions_are_found(tmp_path):
-    (tmp_path / "iceaggr").mkdir()
+    (tmp_path / "iceaggr").mkdir(); (tmp_path / "nbs").mkdir()
+    (tmp_path / "nbs/api.ipynb").write_text(json.dumps(notebook("| parameter | |\n|---|---|\n| `seed` | of random numbers |")))
     (tmp_path / "iceaggr/m.py").write_text('# File to edit: ../nbs/m.ipynb.\nclass Known: "k"\ndef good(\n    a, # x\n    b:Known,\n    seed:int=0,\n):\n    "Fine."\ndef typed(a:int): "Fine."\n'
                                            'def _hidden(a): pass\ndef silent(a:int):\n    pass\ndef bare(\n    a:int,\n):\n    "No comment."\ndef untyped(a):\n    "No type."\n')
     assert [re.sub(".*: ", "", f) for f in check_docs.documentation_faults(tmp_path)] == ["silent has no docstring", "parameter a has no comment", "parameter a has no comment"]
+
+
+def test_broken_links_of_the_readme_are_found(tmp_path):
+    (tmp_path / "README.md").write_text("[a](nbs/a.ipynb) [b](https://b.org) ![c](c.png)")
+    (tmp_path / "c.png").touch()
+    assert check_docs.readme_faults(tmp_path) == ["README.md: nbs/a.ipynb does not exist"]
 
 
 def test_sidebar_must_hold_every_notebook_in_order(tmp_path):
@@ -60,9 +68,33 @@ def test_sidebar_must_hold_every_notebook_in_order(tmp_path):
 
 def test_figures_work_without_a_network():
     figure = dict(data=[dict(type="scatter", x=[0, 1], y=[1, 2])], layout=dict(width=300))
-    nb = notebook(dict(cell_type="code", source="", outputs=[dict(data={embed_plotly.PLOTLY: figure}), dict(data={embed_plotly.WIDGET: {}})]))
+    nb = notebook(dict(cell_type="code", source="", outputs=[dict(data={finish_pages.PLOTLY: figure}), dict(data={finish_pages.WIDGET: {}})]))
     nb["metadata"]["widgets"] = {"application/vnd.jupyter.widget-state+json": dict(state={})}
-    assert embed_plotly.embed(nb, 1) and nb["metadata"] == {}
+    assert finish_pages.finish(nb, 1) and nb["metadata"] == {}
     html = nb["cells"][1]["outputs"][0]["data"]["text/html"]
     assert '<script src="../plotly.min.js">' in html and "newPlot" in html and not re.search(r'src="http', html)
-    assert "JupyterLab" in nb["cells"][1]["outputs"][1]["data"]["text/markdown"] and not embed_plotly.embed(nb, 1)
+    assert "JupyterLab" in nb["cells"][1]["outputs"][1]["data"]["text/markdown"] and not finish_pages.finish(nb, 1)
+
+
+def commands():
+    "Calls of `iceaggr` in the blocks of shell code of the notebooks and the README: where, and their arguments."
+    texts = {p.name: check_docs.source(p) for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if not p.name.startswith(".")} | {"README.md": (ROOT / "README.md").read_text(encoding="utf-8")}
+    for name, text in texts.items():
+        for block in re.findall(r"```sh\n(.*?)```", text, flags=re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                if (m := re.match(r"(?:\S*/)?iceaggr +(.*)|torchrun .*-m iceaggr\.cli +(.*)", line)): yield name, shlex.split(m[1] or m[2], comments=True)
+
+
+def test_commands_in_the_docs_are_ones_that_exist():
+    from iceaggr.cli import make_parser
+    found = list(commands())
+    assert {"README.md", "03_kaggle.ipynb"} <= {name for name, _ in found}
+    for name, arguments in found:
+        try: make_parser().parse_args(arguments)
+        except SystemExit: pytest.fail(f"{name}: iceaggr {' '.join(arguments)}")
+
+
+def test_no_links_inside_code():
+    text = "[`a`](u)\n\n```python\nf(x) # see [`a`](u)\n```\n\n[`b`](u)"
+    nb = notebook(dict(cell_type="code", source="", outputs=[dict(data={"text/markdown": text})]))
+    assert finish_pages.finish(nb) and nb["cells"][1]["outputs"][0]["data"]["text/markdown"] == "[`a`](u)\n\n```python\nf(x) # see `a`\n```\n\n[`b`](u)" and not finish_pages.finish(nb)

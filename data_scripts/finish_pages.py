@@ -1,8 +1,9 @@
-"""Interactive figures for the site, without a network: Quarto runs this in the folder of the processed notebooks.
+"""Pages as the site shows them, without a network: Quarto runs this in the folder of the processed notebooks.
 
 Quarto leaves out outputs of plotly's own type. Here each gets an HTML form; plotly's script is written once, beside the pages.
-Widgets need a kernel: the site says so in their place."""
+Widgets need a kernel: the site says so in their place. Links that nbdev put inside code are taken out again."""
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -21,8 +22,13 @@ def figure_html(figure, depth): # figure as stored in a notebook; folders betwee
     return f'<script src="{"../" * depth}{SCRIPT}"></script>\n<div class="plotly-figure">{html}</div>'
 
 
-def embed(notebook, depth=0): # dict
-    "Give plotly's outputs and widgets a form that a page can show; True if the notebook changed."
+def unlink_code(text):
+    "Markdown without links inside its blocks of code."
+    return re.sub(r"^```.*?^```", lambda block: re.sub(r"\[(`[^`]+`)\]\([^)]+\)", r"\1", block[0]), text, flags=re.S | re.M)
+
+
+def finish(notebook, depth=0): # dict, folders between its page and the script
+    "Give outputs a form that a page can show; True if the notebook changed."
     changed = not notebook["metadata"].get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", True)
     if changed: del notebook["metadata"]["widgets"]                 # an empty one would make Quarto load the widgets' scripts from the network
     for cell in notebook["cells"]:
@@ -30,6 +36,7 @@ def embed(notebook, depth=0): # dict
             data = output.get("data", {})
             if PLOTLY in data and "text/html" not in data: output["data"] = {"text/html": figure_html(data[PLOTLY], depth)}
             elif WIDGET in data: output["data"] = {"text/markdown": "*Interactive: open this notebook in JupyterLab.*"}
+            elif (text := "".join(data.get("text/markdown", ""))) != (plain := unlink_code(text)): output["data"] = {"text/markdown": plain}
             else: continue
             changed = True
     return changed
@@ -39,5 +46,5 @@ if __name__ == "__main__":
     root = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
     for path in root.rglob("*.ipynb"):
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        if embed(notebook, len(path.relative_to(root).parts) - 1): path.write_text(json.dumps(notebook), encoding="utf-8")
+        if finish(notebook, len(path.relative_to(root).parts) - 1): path.write_text(json.dumps(notebook), encoding="utf-8")
     (root / SCRIPT).write_text(get_plotlyjs(), encoding="utf-8")
