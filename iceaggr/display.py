@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TIME_COLOURS', 'TRUTH_COLOUR', 'PREDICTION_COLOURS', 'FRAMES', 'PRINT_STYLE', 'BALLS', 'pulse_table', 'hit_doms',
            'Arrow', 'make_arrows', 'EventView', 'ball_sizes', 'flight_path', 'cone_corners', 'dom_markers',
-           'panel_markers', 'panel_ranges', 'frame_times', 'light_until', 'display_event', 'plot_event', 'save_display']
+           'arrow_lines', 'panel_markers', 'panel_ranges', 'frame_times', 'light_until', 'display_event', 'plot_event',
+           'save_display']
 
 # %% ../nbs/04_display.ipynb #8d5e81c1
 import html
@@ -197,29 +198,35 @@ def dom_markers(view:EventView) -> dict: # properties of the traces "light" and 
                 noise=dict(**place(view.noise), **_hover(view.noise), marker=sizes(view.noise.auxiliary_charge)))
 
 def _add_scene(fig, view):
-    "Strings, hit DOMs and paths."
-    fig.add_scatter3d(**dict(zip("xyz", string_lines(view.geometry).T)), mode="lines", name="strings", hoverinfo="skip", meta="strings",
-                      line=dict(color="#c4c4c4", width=1))
+    "Traces of the strings, the hit DOMs and the paths; what is in them comes from `_fill`."
+    fig.add_scatter3d(**dict(zip("xyz", string_lines(view.geometry).T)), mode="lines", name="strings", hoverinfo="skip", line=dict(color="#c4c4c4", width=1))
     bar = dict(title=dict(text="first pulse [ns]", side="top"), orientation="h", thickness=12, tickformat="d", nticks=6, ypad=0)
-    looks = dict(light=dict(name="hit DOMs", marker=dict(opacity=0.9, line_width=0, colorbar=bar)),
-                 noise=dict(name="auxiliary pulses", marker=dict(color="#8c8c8c", symbol="circle-open", opacity=0.8, line=dict(color="#8c8c8c", width=1))))
-    for key, look in looks.items():
-        fig.add_scatter3d(mode="markers", meta=key, legendgroup=key, **look)
-        fig.data[-1].update(dom_markers(view)[key])
-    for arrow in view.arrows: _add_arrow(fig, view.centre, arrow)
+    fig.add_scatter3d(mode="markers", meta="light", legendgroup="light", name="hit DOMs", marker=dict(opacity=0.9, line_width=0, colorbar=bar))
+    fig.add_scatter3d(mode="markers", meta="noise", legendgroup="noise", name="auxiliary pulses",
+                      marker=dict(color="#8c8c8c", symbol="circle-open", opacity=0.8, line=dict(color="#8c8c8c", width=1)))
+    for arrow in view.arrows: _add_arrow(fig, arrow)
 
 # %% ../nbs/04_display.ipynb #4092cc02
-def _add_arrow(fig, centre, arrow):
-    "A flight path with its head, and the cone of a prediction."
-    (start, end), look = flight_path(centre, arrow.direction), dict(name=arrow.name, legendgroup=arrow.name, hoverinfo="name", meta="arrow")
-    fig.add_scatter3d(**dict(zip("xyz", np.stack([start, end], 1))), mode="lines", line=dict(color=arrow.colour, width=5, dash=arrow.dash), **look)
-    fig.add_cone(**{c: [v] for c, v in zip("xyz", end)}, **{c: [v] for c, v in zip("uvw", -arrow.direction)}, anchor="tip",
-                 sizemode="absolute", sizeref=70, colorscale=[[0, arrow.colour], [1, arrow.colour]], showscale=False, **look)
+def _add_arrow(fig, arrow):
+    "Traces of a flight path, its head, and the cone of a prediction."
+    look = dict(name=arrow.name, legendgroup=arrow.name, hoverinfo="name")
+    fig.add_scatter3d(mode="lines", line=dict(color=arrow.colour, width=5, dash=arrow.dash), meta=f"path {arrow.name}", **look)
+    fig.add_cone(anchor="tip", sizemode="absolute", sizeref=70, colorscale=[[0, arrow.colour], [1, arrow.colour]], showscale=False, meta=f"head {arrow.name}", **look)
     if arrow.radius is None: return
     k, n = np.arange(48), 48
-    fig.add_mesh3d(**dict(zip("xyz", cone_corners(centre, arrow).T.astype(np.float32))), i=np.zeros(n, np.uint8), j=(1 + k).astype(np.uint8),
-                   k=(1 + (k + 1) % n).astype(np.uint8), color=arrow.colour, opacity=0.18, showlegend=True,
-                   **look | dict(name=f"{arrow.name}: 68 % cone, {np.degrees(arrow.radius):.0f}°", legendgroup=f"cone of {arrow.name}"))
+    fig.add_mesh3d(i=np.zeros(n, np.uint8), j=(1 + k).astype(np.uint8), k=(1 + (k + 1) % n).astype(np.uint8), color=arrow.colour, opacity=0.18, meta=f"cone {arrow.name}", **look)
+
+def arrow_lines(view:EventView) -> dict: # properties of the traces of paths, heads and cones, by their meta
+    "The directions of an event."
+    out = {}
+    for a in view.arrows:
+        path = flight_path(view.centre, a.direction)
+        cone = "" if a.radius is None else f" (68 % cone: {np.degrees(a.radius):.0f}°)"
+        out[f"path {a.name}"] = dict(zip("xyz", path.T)) | dict(name=a.name + cone)
+        out[f"head {a.name}"] = {c: [v] for c, v in zip("xyzuvw", (*path[1], *-a.direction))}
+        out[f"above {a.name}"] = dict(zip("xy", path.T[:2]))
+        if a.radius is not None: out[f"cone {a.name}"] = dict(zip("xyz", cone_corners(view.centre, a).T.astype(np.float32)))
+    return out
 
 # %% ../nbs/04_display.ipynb #82e2f3bd
 def _hex_colours(view, times):
@@ -251,7 +258,7 @@ def panel_markers(view:EventView) -> dict: # properties of the traces of the sid
 
 # %% ../nbs/04_display.ipynb #f0bc5619
 def _add_panels(fig, view):
-    "Height against time, the strings from above, charge by string."
+    "Traces of height against time, the strings from above, charge by string."
     bare, grey = dict(showlegend=False, legendgroup="light"), dict(size=4, color="#8c8c8c", symbol="circle-open", line_width=0.6)
     fig.add_scatter(mode="markers", meta="noise in time", showlegend=False, legendgroup="noise", marker=grey)
     fig.add_scatter(mode="markers", meta="light in time", marker=dict(opacity=0.85, line_width=0), **bare)
@@ -260,12 +267,9 @@ def _add_panels(fig, view):
     fig.add_scatter(x=xy[:, 0], y=xy[:, 1], mode="markers", marker=dict(size=3, color="#c4c4c4"), hoverinfo="skip", showlegend=False, xaxis="x2", yaxis="y2")
     fig.add_scatter(mode="markers", meta="strings lit", marker=dict(opacity=0.9, line_width=0), xaxis="x2", yaxis="y2", **bare)
     for a in view.arrows:
-        path = flight_path(view.centre, a.direction)
-        fig.add_scatter(x=path[:, 0], y=path[:, 1], mode="lines+markers", marker=dict(symbol=["circle", "arrow"], angleref="previous", size=[0, 12], color=a.colour, line_width=0), meta="arrow from above",
+        fig.add_scatter(mode="lines+markers", marker=dict(symbol=["circle", "arrow"], angleref="previous", size=[0, 12], color=a.colour, line_width=0), meta=f"above {a.name}",
                         line=dict(color=a.colour, dash=a.dash, width=2), showlegend=False, legendgroup=a.name, hoverinfo="skip", xaxis="x2", yaxis="y2")
     fig.add_bar(meta="charge of strings", marker_line_width=0, xaxis="x3", yaxis="y3", **bare)
-    for trace in fig.data:
-        if trace.meta in (markers := panel_markers(view)): trace.update(markers[trace.meta])
 
 # %% ../nbs/04_display.ipynb #578d27f6
 def panel_ranges(view:EventView) -> dict: # range of time, and of the decades of charge
@@ -274,25 +278,33 @@ def panel_ranges(view:EventView) -> dict: # range of time, and of the decades of
     margin = max(300, 0.15 * (high - low))
     return dict(xaxis=[low - margin, high + margin], yaxis3=[-1, float(np.log10(most)) + 0.15])
 
-def _layout(view, panels, controls):
+def _fill(fig, view):
+    "Put an event into the traces and axes made for it."
+    data, ranges = dom_markers(view) | panel_markers(view) | arrow_lines(view), panel_ranges(view)
+    for trace in fig.data:
+        if trace.meta in data: trace.update(data[trace.meta])
+    fig.layout.title.text = html.escape(view.title)
+    if "yaxis3" in fig.layout: fig.update_layout(xaxis_range=ranges["xaxis"], yaxis3_range=ranges["yaxis3"])
+
+def _layout(panels, controls):
     "The frame around the detector, and the axes."
     box = dict(zip("xyz", (_BOX * 1.02).T.tolist()))
     axis = dict(showbackground=False, gridcolor="#e6e6e6", zeroline=False, tickvals=[-400, 0, 400])
-    wide, foot, ranges = 0.6 if panels else 1, 0.16 if controls else 0.08, panel_ranges(view)
-    out = dict(title=dict(text=html.escape(view.title), font_size=15, x=0.02, y=0.98, yanchor="top"), template="plotly_white", height=760 if panels else 650,
-               margin=dict(l=10, r=20, t=80, b=45 if panels else 20), legend=dict(orientation="h", x=0, y=1.01, yanchor="bottom", itemsizing="constant"),
-               scene=dict(aspectmode="data", domain=dict(x=[0, wide], y=[foot, 1]), camera=dict(eye=dict(zip("xyz", np.multiply((1.1, -1.45, 0.45), 1.15 if panels else 1))), center=dict(x=0, y=0, z=-0.15)),
+    wide, foot = 0.6 if panels else 1, 0.16 if controls else 0.08
+    out = dict(title=dict(font_size=15, x=0.02, y=0.985, yanchor="top"), template="plotly_white", height=760 if panels else 650,
+               autosize=True, margin=dict(l=10, r=20, t=90, b=45 if panels else 20), legend=dict(orientation="h", x=0, y=1.01, yanchor="bottom", itemsizing="constant"),
+               scene=dict(aspectmode="data", domain=dict(x=[0, wide], y=[foot, 1]), camera=dict(eye=dict(zip("xyz", np.multiply((1.1, -1.45, 0.45), 1.28 if panels else 1))), center=dict(x=-0.06, y=-0.045, z=-0.13)),
                           **{f"{c}axis": dict(title=f"{c} [m]", range=box[c], **axis) for c in "xyz"}))
     if not panels: return out
     line = dict(showline=True, linecolor="#999999", ticks="outside", mirror=True, zeroline=False, title_standoff=8)
     across = dict(domain=[0.69, 1], **line)
     return out | dict(
-        xaxis=dict(title="first pulse [ns]", range=ranges["xaxis"], tickformat="d", nticks=5, anchor="y", **across),
+        xaxis=dict(title="first pulse [ns]", tickformat="d", nticks=5, anchor="y", **across),
         yaxis=dict(title="z [m]", domain=[0.76, 1], range=[-600, 600], anchor="x", **line),
         xaxis2=dict(title="x [m]", range=[-680, 680], dtick=500, anchor="y2", constrain="domain", **across),
         yaxis2=dict(title="y [m]", dtick=500, domain=[0.27, 0.66], range=[-680, 680], anchor="x2", scaleanchor="x2", constrain="domain", **line),
         xaxis3=dict(title="string", range=[-1, 86], anchor="y3", **across),
-        yaxis3=dict(title="charge [p.e.]", domain=[0, 0.16], type="log", range=ranges["yaxis3"], dtick=1, anchor="x3", **line))
+        yaxis3=dict(title="charge [p.e.]", domain=[0, 0.16], type="log", dtick=1, anchor="x3", **line))
 
 # %% ../nbs/04_display.ipynb #78c00f79
 FRAMES = 40    # of an animation
@@ -331,7 +343,7 @@ def _animate(fig, view, n):
                           buttons=[button("▶", None, play), button("❚❚", [None], now)])])
 
 # %% ../nbs/04_display.ipynb #60b60395
-def display_event(pulses,          # of one event: (n, 4) array or tensor, an event of a data set, or a DataFrame
+def display_event(pulses,          # of one event: (n, 4) array or tensor, an event of a data set, a DataFrame, or an EventView, which knows all but the last two
                   geometry=None,   # Geometry or a path; None: the nominal IC86
                   truth=None,      # (azimuth, zenith) [rad]; None: the event's own target, where it has one
                   prediction=None, # (azimuth, zenith) [rad], or several: {name: (azimuth, zenith) or (azimuth, zenith, kappa)}
@@ -342,10 +354,12 @@ def display_event(pulses,          # of one event: (n, 4) array or tensor, an ev
                  ): # plotly figure
     "An event in 3-D, to turn with the mouse: colour is time, volume is charge."
     import plotly.graph_objects as go
-    view, fig = EventView(pulses, geometry, truth, prediction, kappa, title), go.Figure()
+    view = pulses if isinstance(pulses, EventView) else EventView(pulses, geometry, truth, prediction, kappa, title)
+    fig = go.Figure()
     _add_scene(fig, view)
     if panels: _add_panels(fig, view)
-    fig.update_layout(_layout(view, panels, bool(animate)))
+    fig.update_layout(_layout(panels, bool(animate)))
+    _fill(fig, view)
     wide = fig.layout.scene.domain.x[1]
     bar = dict(x=wide / 2, len=0.6 * wide, y=0.1 if animate else 0, yanchor="bottom")
     fig.update_traces(marker_colorbar=bar, selector=dict(meta="light"))

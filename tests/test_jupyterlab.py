@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import write_tiny
+
 ROOT = Path(__file__).parents[1]
 SHOTS = ROOT / "runs/screenshots"
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
@@ -54,12 +56,14 @@ def lab(chromium, tmp_path_factory):
         path.write_text(json.dumps(value))
     (home / "notebooks").mkdir()
     for name in NOTEBOOKS: copy_notebook(name, home / "notebooks")
+    cells = [dict(cell_type="code", metadata={}, source=BROWSER, outputs=[], execution_count=None)]
+    (home / "notebooks/browser.ipynb").write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="Python 3", language="python")), nbformat=4, nbformat_minor=4)))
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     token = secrets.token_hex(16)
     places = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython"}
-    environment = os.environ | {k: str(home / v) for k, v in places.items()} | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment = os.environ | {k: str(home / v) for k, v in places.items()} | {"TINY": str(write_tiny(home / "tiny")), "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     environment.pop("MPLBACKEND", None)                                          # the kernel draws into the notebook
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
                f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={home / 'notebooks'}", "--LabApp.extension_manager=readonly"]
@@ -122,6 +126,15 @@ def changed(before, after):
 
 
 NOTEBOOKS = ["04_display.ipynb"]
+BROWSER = """import os
+import numpy as np
+import pandas as pd
+from iceaggr.browser import EventBrowser
+meta = pd.read_parquet(f"{os.environ['TINY']}/train_meta.parquet")
+rng = np.random.default_rng(0)
+runs = {name: meta[["event_id"]].assign(azimuth=rng.uniform(0, 6, len(meta)), zenith=rng.uniform(0, 3, len(meta)), kappa=20.) for name in ("run A", "run B")}
+browser = EventBrowser(os.environ["TINY"], runs)
+browser"""
 
 
 def test_light_arrives_as_the_slider_moves(chromium, lab):
@@ -147,4 +160,26 @@ def test_light_arrives_as_the_slider_moves(chromium, lab):
     assert changed(before, nb.shot(scene, "display_early_light")) > 1e-4
     figure.locator(".updatemenu-button").first.click()                           # play
     nb.settled(figure, "g._fullData.find(t => t.meta === 'light').marker.size.filter(s => s > 0).length === a[0]", whole)
+    nb.page.close()
+
+
+def test_browser_follows_its_widgets(chromium, lab):
+    nb = Notebook(chromium, lab("browser.ipynb"))
+    done = nb.run_all()
+    assert not done["errors"], done
+    figure = nb.page.locator(".jp-OutputArea .js-plotly-plot").first
+    nb.settled(figure, "g._fullData.some(t => t.meta === 'light')")
+    whole, title = nb.shown(figure), figure.evaluate("g => g._fullLayout.title.text")
+    before = nb.shot(figure, "browser_all_light")
+    assert len(np.unique(before.reshape(-1, 3), axis=0)) > 50
+    names = "g => g.data.map(t => [t.name, t.meta])"
+    traces, slider = figure.evaluate(names), nb.page.locator("[role=slider][aria-valuemax='39.0']")
+    slider.focus()
+    for _ in range(2): slider.press("PageDown")                                  # back in time
+    nb.settled(figure, "g._fullData.find(t => t.meta === 'light').marker.size.filter(s => s > 0).length < a[0]", whole)
+    assert changed(before, nb.shot(figure, "browser_early_light")) > 1e-4
+    nb.page.get_by_role("button", name="▶").first.click()                        # the next event
+    nb.settled(figure, "g._fullLayout.title.text !== a[0]", title)
+    assert figure.evaluate("g => g._fullData.filter(t => t.meta && t.meta.startsWith('path ') && t.visible === true).length") == 3     # truth and two runs
+    assert figure.evaluate(names) == traces                                      # and nothing else was lost on the way
     nb.page.close()
