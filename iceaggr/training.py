@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 import warnings
+import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,8 @@ def save_state(
             if last.exists(): os.replace(last, previous)
         write_copies(run, state, average, best)
     except (OSError, RuntimeError, SafetensorError) as e:          # torch and safetensors have errors of their own for a full disk
-        raise OSError(f"the checkpoint cannot be written to {run} ({e}): free space or mend the folder, then go on from the checkpoint before with the same command and --resume") from e
+        why = e.__context__ if isinstance(e.__context__, OSError) else e
+        raise OSError(f"the checkpoint cannot be written to {run} ({why}): free space or mend the folder, then go on from the checkpoint before with the same command and --resume") from e
 
 # %% ../nbs/11_training.ipynb #10da795a
 def write_copies(
@@ -183,8 +185,11 @@ def read_checkpoint(
     for path in (run / name for name in CHECKPOINTS):
         if not path.exists(): continue
         with open(path, "rb") as file:
-            try: saved = torch.load(file, map_location="cpu", weights_only=True)
-            except Exception as e: damaged.append(f"{path} cannot be read ({type(e).__name__}): it may be truncated"); continue
+            try:
+                if zipfile.ZipFile(file).testzip(): raise ValueError(f"{path}: a checksum is wrong")      # torch does not look at them
+                file.seek(0)
+                saved = torch.load(file, map_location="cpu", weights_only=True)
+            except Exception as e: damaged.append(f"{path} cannot be read ({type(e).__name__}): it is truncated or damaged"); continue
         if not new_state().keys() <= saved.keys(): raise ValueError(f"{path} was written by an earlier version: train into a new folder, with --init {run / 'last.safetensors'} to start from its weights")
         if damaged: warnings.warn(f"{damaged[0]}; going on from the checkpoint before it, step {saved['step']}")
         return saved, path
@@ -373,6 +378,7 @@ class Job:
     train_ds:IceCubeDataset
     valid_ds:IceCubeDataset
     held_out:np.ndarray          # numbers of the training events kept back
+    motions:tuple                # of the detector, and the point that stays
     settings:TrainSettings
     state:dict                   # of `new_state`
     pace:Pace
@@ -412,8 +418,7 @@ def train_epoch(
     "The steps of an epoch that are left, as far as time and signals allow."
     state, pace, s = job.state, job.pace, job.settings
     batches = epoch_batches(job)
-    motions, middle = grid_motions(job.train_ds.geometry)
-    if not s.augment: motions = motions[:1]
+    motions, middle = job.motions
     job.model.train()
     bar = tqdm(epoch_loader(job, batches[state["batch"]:], workers), f"epoch {state['epoch'] + 1}", total=len(batches), initial=state["batch"], unit="step", disable=not job.progress, leave=False)
     for batch in bar:
@@ -482,8 +487,10 @@ def fit(
     model.t2.kappa_scale.fill_(1.); average.t2.kappa_scale.fill_(1.)
     held_out = left_out(train_ds, settings.held_out, settings.valid_events)
     if not len(held_out): raise DataError(f"{len(train_ds)} training events are too few: one of {settings.held_out} is kept back")
+    motions, middle = grid_motions(train_ds.geometry)
+    if not settings.augment: motions = motions[:1]             # as it is
     with stop_signal() as stop:
-        job = Job(run, model, average, optimizer, train_ds, valid_ds, held_out, settings, state, Pace(state, settings, clock, stop), progress)
+        job = Job(run, model, average, optimizer, train_ds, valid_ds, held_out, (motions, middle), settings, state, Pace(state, settings, clock, stop), progress)
         while not state["finished"]:
             if job.pace.done() < 1: train_epoch(job, workers)
             if job.pace.stopped and job.pace.done() < 1: break

@@ -8,7 +8,7 @@ import sys
 import torch
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["pytest", "iceaggr.training", "iceaggr.cli"])
+FORKS.set_forkserver_preload(["pytest", "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg", "pyarrow.dataset", "iceaggr.training", "iceaggr.cli"])
 
 
 def entered(output, env, function, args, kwargs):

@@ -1,7 +1,6 @@
 """Several processes: the weights, the predictions and the files of one."""
 import dataclasses
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,12 +11,13 @@ import pandas as pd
 import pytest
 import torch
 from conftest import write_tiny
-from processes import ended, kill, launch
+from processes import ended, launch
 
 from iceaggr import distributed
+from iceaggr.cli import main
 from iceaggr.data import IceCubeDataset
 from iceaggr.model import HierarchicalTransformer, predict_dataset, read_weights
-from iceaggr.training import TrainSettings, fit, train
+from iceaggr.training import TrainSettings, fit, has_checkpoint
 
 TINY = dict(dom_d_model=32, dom_heads=2, dom_layers=1, event_d_model=32, event_heads=2, event_layers=1)
 SETTINGS = TrainSettings(epochs=2, batch_size=8, graph_pulses=128, valid_events=20)
@@ -29,18 +29,29 @@ def data(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("data") / "tiny", {1: 50, 2: 40, 3: 20})
 
 
-def fit_double(data, run, settings=SETTINGS, poison=(), optimizer=None, clocks=None, resume=False, **model):
-    "Train in double precision."
+class Interrupting(IceCubeDataset):
+    "Sends a signal to this process when the n-th batch is read."
+    reads, at, signal = 0, None, None
+    def hits(self, indices):
+        self.reads += 1
+        if self.reads == self.at: os.kill(os.getpid(), self.signal)
+        return super().hits(indices)
+
+
+def fit_double(data, run, settings=SETTINGS, poison=(), adamw=False, speeds=None, stop=None, **model):
+    "Train in double precision, or go on; poison: events with no finite target; speeds: of the clocks of the processes; stop: process, n-th batch that it reads, signal that it gets."
     with distributed.process_group("cpu"):
-        ds, valid = IceCubeDataset(data, batch_ids=[1, 2], cache_size=2), IceCubeDataset(data, batch_ids=[3])
+        rank, ds, valid = distributed.rank(), Interrupting(data, batch_ids=[1, 2], cache_size=2), IceCubeDataset(data, batch_ids=[3])
+        if stop and stop[0] == rank: ds.at, ds.signal = stop[1:]
         ds.targets = ds.targets.copy()
         ds.targets[list(poison)] = np.nan
-        torch.manual_seed(distributed.rank())                                      # process 0 gives the others its weights
+        torch.manual_seed(rank)                                                    # process 0 gives the others its weights
         net = HierarchicalTransformer(dict(TINY, **model), ds.geometry).double()
         run.mkdir(exist_ok=True)
-        adamw = torch.optim.AdamW(net.parameters(), lr=settings.lr) if optimizer == "adamw" else None
-        clock = dict(clock=clocks[distributed.rank()]) if clocks else {}
-        return fit(net, ds, valid, run, settings, resume, progress=False, optimizer=adamw, **clock)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=settings.lr) if adamw else None
+        clock = dict(clock=lambda: speeds[rank] * time.perf_counter()) if speeds else {}
+        log = fit(net, ds, valid, run, settings, has_checkpoint(run), progress=False, optimizer=optimizer, **clock)
+    if log.attrs["interrupted"]: sys.exit(130)
 
 
 def checkpoint(run):
@@ -61,12 +72,95 @@ def log_of(run):
     return pd.read_csv(run / "log.csv")[NO_TIME]
 
 
-@pytest.mark.parametrize("optimizer", [None, "adamw"])
-def test_two_processes_give_the_weights_of_one(data, tmp_path, optimizer):
-    together = launch(tmp_path / "out", fit_double, data, tmp_path / "two", optimizer=optimizer, world=2)
-    fit_double(data, tmp_path / "one", optimizer=optimizer)
-    assert ended(together) == [0, 0], (tmp_path / "out").read_text()
-    assert checkpoint(tmp_path / "one")["step"] == 22
-    print("difference", difference(tmp_path / "one", tmp_path / "two"))
-    assert difference(tmp_path / "one", tmp_path / "two") < 1e-9
+@pytest.mark.parametrize("adamw", [False, True])
+def test_two_processes_give_the_weights_of_one(data, tmp_path, adamw):
+    "Step by step the same sums in another order; gradients in slices, an uneven share, and none at all in the last step of an epoch."
+    two = launch(tmp_path / "out", fit_double, data, tmp_path / "two", adamw=adamw, world=2)
+    fit_double(data, tmp_path / "one", adamw=adamw)
+    assert ended(two) == [0, 0], (tmp_path / "out").read_text()
+    assert checkpoint(tmp_path / "one")["step"] == 22 and difference(tmp_path / "one", tmp_path / "two") < 1e-9
     pd.testing.assert_frame_equal(log_of(tmp_path / "one"), log_of(tmp_path / "two"), rtol=1e-6)
+    one, two = (read_weights(tmp_path / name)[1] for name in ("one", "two"))
+    assert all(torch.allclose(x, two[k], rtol=0, atol=1e-9) for k, x in one.items() if k != "t2.kappa_scale") and abs(one["t2.kappa_scale"] - two["t2.kappa_scale"]) < 1e-6
+
+
+def test_all_skip_a_step_that_is_not_finite_in_one(data, tmp_path):
+    settings = dataclasses.replace(SETTINGS, epochs=1)
+    two = launch(tmp_path / "out", fit_double, data, tmp_path / "two", settings, poison=[3], world=2)
+    fit_double(data, tmp_path / "one", settings, poison=[3])
+    assert ended(two) == [0, 0], (tmp_path / "out").read_text()
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-9 and log_of(tmp_path / "two").skipped_steps.tolist() == [1]
+    tables = [pd.read_csv(tmp_path / name / "skipped_steps.csv", dtype=str) for name in ("one", "two")]
+    pd.testing.assert_frame_equal(*tables)
+    assert len(tables[0]) == 1 and "1009" in tables[0].event_ids[0].split() and len(tables[0].event_ids[0].split()) == 8
+    assert (tmp_path / "out").read_text().count("not finite") == 1                             # said once
+    assert ended(launch(tmp_path / "out", fit_double, data, tmp_path / "none", settings, poison=range(90), world=2)) == [1, 1]
+    assert (tmp_path / "out").read_text().count("FloatingPointError: ten steps in a row") == 2 and len(pd.read_csv(tmp_path / "none/skipped_steps.csv")) == 10
+
+
+def test_one_that_is_killed_or_stopped_stops_all_and_a_resume_ends_the_same(data, tmp_path):
+    settings = dataclasses.replace(SETTINGS, save_minutes=1e-9)
+    start = lambda run, **kwargs: launch(tmp_path / run, fit_double, data, tmp_path / f"{run}-run", settings, dropout=0.1, world=2, **kwargs)
+    expected = start("whole")
+    killed = ended(start("cut", stop=(1, 7, signal.SIGKILL)))
+    assert killed[1] == -signal.SIGKILL and killed[0] == 1 and "has lost the others" in (tmp_path / "cut").read_text()
+    assert 0 < checkpoint(tmp_path / "cut-run")["step"] < 11
+    assert ended(start("cut", stop=(1, 12, signal.SIGTERM))) == [130, 130] and not checkpoint(tmp_path / "cut-run")["finished"]
+    assert ended(start("cut")) == [0, 0] and ended(expected) == [0, 0], (tmp_path / "cut").read_text()
+    assert difference(tmp_path / "whole-run", tmp_path / "cut-run") == 0
+    pd.testing.assert_frame_equal(log_of(tmp_path / "whole-run"), log_of(tmp_path / "cut-run"), check_exact=True)
+
+
+def test_the_first_has_the_clock(data, tmp_path):
+    settings = dataclasses.replace(SETTINGS, minutes=0.03)
+    assert ended(launch(tmp_path / "out", fit_double, data, tmp_path / "run", settings, speeds=[1., 1000.], world=2)) == [0, 0], (tmp_path / "out").read_text()
+    log = pd.read_csv(tmp_path / "run/log.csv")
+    assert log.minutes.iloc[-1] >= 0.03 and checkpoint(tmp_path / "run")["finished"]
+
+
+def predict_in_parts(data, out):
+    with distributed.process_group("cpu"):
+        torch.manual_seed(0)
+        ds = IceCubeDataset(data, batch_ids=[1, 2])
+        net = HierarchicalTransformer(TINY, ds.geometry)
+        for most in (100, 10**6):                                                  # many batches; one, so that the second process has none
+            predict_dataset(net, ds, max_pulses=most, progress=False).to_parquet(f"{out}-{most}-{distributed.rank()}.parquet")
+        some = np.array([70, 3, 41])
+        predict_dataset(net, ds, some, max_pulses=30, progress=False).to_parquet(f"{out}-some-{distributed.rank()}.parquet")
+
+
+def test_predictions_of_two_processes_are_those_of_one(data, tmp_path):
+    two = launch(tmp_path / "out", predict_in_parts, data, tmp_path / "two", world=2)
+    predict_in_parts(data, tmp_path / "one")
+    assert ended(two) == [0, 0], (tmp_path / "out").read_text()
+    for which, rows in ((100, 90), (10**6, 90), ("some", 3)):
+        one = pd.read_parquet(tmp_path / f"one-{which}-0.parquet")
+        assert len(one) == rows
+        for rank in range(2): pd.testing.assert_frame_equal(one, pd.read_parquet(tmp_path / f"two-{which}-{rank}.parquet"), check_exact=True)
+
+
+def refused(data, run):
+    sys.exit(main(["train", "--data", str(data), "--out", str(run), "--epochs", "1", "--device", "cpu"]))
+
+
+def test_an_error_of_the_first_stops_all(data, tmp_path):
+    (tmp_path / "run").mkdir(), (tmp_path / "run/something").touch()
+    assert ended(launch(tmp_path / "out", refused, data, tmp_path / "run", world=2)) == [2, 1]
+    told = (tmp_path / "out").read_text()
+    assert "not empty" in told and "process 1 stops because process 0 could not go on" in told and "Traceback" not in told
+
+
+def torchrun(*args):
+    "Run a verb with two processes."
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "iceaggr.cli", *map(str, args)], capture_output=True, text=True, timeout=300)
+
+
+def test_the_command_under_torchrun(data, tmp_path):
+    run = tmp_path / "run"
+    done = torchrun("train", "--data", data, "--out", run, "--epochs", 1, "--train-batches", "1,2", "--valid-batches", 3, "--device", "cpu", "--workers", 1)
+    assert done.returncode == 0 and done.stdout.count("best epoch 1") == 1, done.stderr
+    assert sorted(p.name for p in run.iterdir()) == ["best.safetensors", "curves.png", "last.safetensors", "log.csv", "settings.json", "state.pt"]
+    done = torchrun("predict", "--run", run, "--data", data, "--out", tmp_path / "p.csv", "--device", "cpu")
+    assert done.returncode == 0 and done.stdout.count("110 predictions") == 1, done.stderr
+    assert main(["predict", "--run", str(run), "--data", str(data), "--out", str(tmp_path / "one.csv"), "--device", "cpu"]) == 0
+    assert (tmp_path / "p.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()

@@ -5,19 +5,17 @@ import random
 import resource
 import signal
 import time
-import warnings
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import write_tiny
 from processes import ended, kill, launch
 
-from iceaggr import training
 from iceaggr.cli import main
-from iceaggr.model import read_weights
-from iceaggr.training import TrainSettings, train
+from iceaggr.data import IceCubeDataset
+from iceaggr.model import HierarchicalTransformer, read_weights
+from iceaggr.training import CHECKPOINTS, TrainSettings, fit, train
 
 TINY = dict(dom_d_model=32, dom_heads=2, dom_layers=1, event_d_model=32, event_heads=2, event_layers=1)
 
@@ -74,9 +72,9 @@ def undisturbed(data, tmp_path_factory):
     return result(run)
 
 
-def kills(data, folder, expected, wanted, seed=0):
-    "Kill a run after random times until it ends in spite of it, and so on, so many kills in all; says how many there were and how many came during a write."
-    draw, killed, writing, finished, longest = random.Random(seed), 0, 0, 0, 0.6
+def kills(data, folder, expected, wanted, seed=0, longest=0.6):
+    "Kill a run after random times [s] until it ends in spite of it, then another, so many kills in all; says how many there were and how many came during a write."
+    draw, killed, writing, finished = random.Random(seed), 0, 0, 0
     while killed < wanted:
         run = folder / f"run{finished}"
         while True:
@@ -97,3 +95,89 @@ def kills(data, folder, expected, wanted, seed=0):
 
 def test_killed_at_random(data, undisturbed, tmp_path):
     assert kills(data, tmp_path, undisturbed, 3)["kills"] == 3
+
+
+@pytest.mark.slow
+def test_killed_fifty_times_at_random(data, undisturbed, tmp_path):
+    told = kills(data, tmp_path, undisturbed, 50, seed=1)
+    print(told)
+    assert told["kills"] == 50
+
+
+def test_killed_around_each_rename(data, undisturbed, tmp_path):
+    "Between any two of the files that make up a checkpoint; each process goes a little further than the one before."
+    for kill_at in range(12):
+        assert ended(launch(tmp_path / "output", run_training, data, tmp_path / "run", kill_at=kill_at)) == [-signal.SIGKILL], (tmp_path / "output").read_text()
+    assert ended(launch(tmp_path / "output", run_training, data, tmp_path / "run")) == [0], (tmp_path / "output").read_text()
+    same(tmp_path / "run", undisturbed)
+
+
+def test_full_disk(data, undisturbed, tmp_path):
+    run, output = tmp_path / "run", tmp_path / "output"
+    assert ended(launch(output, run_training, data, run, full_at=4)) == [1]
+    step = torch.load(run / "state.pt", weights_only=True)["step"]
+    assert "No space left on device" in output.read_text() and "--resume" in output.read_text() and step == 4
+    assert not list(run.glob(".*"))                                     # what there was no room for takes none
+    assert ended(launch(output, run_training, data, run, largest=100_000)) == [1]
+    assert "File too large" in output.read_text() and torch.load(run / "state.pt", weights_only=True)["step"] == step
+    assert ended(launch(output, run_training, data, run)) == [0], output.read_text()
+    same(run, undisturbed)
+
+
+def test_folder_that_cannot_be_written(data, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    args = ["train", "--data", str(data), "--train-batches", "1", "--valid-batches", "2", "--epochs", "1", "--device", "cpu", "--out"]
+    assert main([*args, str(tmp_path / "file/run")]) == 1 and str(tmp_path / "file/run") in capsys.readouterr().err
+
+    def refuse(*args): raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), args[0])
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert main([*args, str(tmp_path / "run")]) == 1
+    told = capsys.readouterr().err
+    assert "cannot be written" in told and "Permission denied" in told and "Traceback" not in told
+
+
+def test_damaged_checkpoint(data, undisturbed, tmp_path):
+    "Cut or changed anywhere, a checkpoint is not taken for a whole one; the one before it is, and its run ends the same."
+    run, output, draw = tmp_path / "run", tmp_path / "output", random.Random(0)
+    assert ended(launch(output, run_training, data, run, full_at=6)) == [1]
+    whole = (run / "state.pt").read_bytes()
+    step = lambda: torch.load(run / "state.pt", weights_only=True)["step"]
+    for cut in (True, False):
+        last, place = step(), draw.randrange(len(whole))
+        damaged = (run / "state.pt").read_bytes()
+        (run / "state.pt").write_bytes(damaged[:place] if cut else damaged[:place] + bytes([damaged[place] ^ 1]) + damaged[place + 1:])
+        before = torch.load(run / "state.previous.pt", weights_only=True)["step"]
+        assert ended(launch(output, run_training, data, run, full_at=3)) == [1]
+        assert before <= last and before < step() and f"going on from the checkpoint before it, step {before}" in output.read_text()
+    assert ended(launch(output, run_training, data, run)) == [0], output.read_text()
+    same(run, undisturbed)
+    for name in CHECKPOINTS: (run / name).write_bytes(b"")
+    assert ended(launch(output, run_training, data, run)) == [1] and "--init" in output.read_text()
+
+
+def test_interrupted_with_another_optimiser_and_clock(data, tmp_path):
+    "A clock that goes a second further each time it is asked makes a run of 60 s a certain number of steps, and a resume another that ends at the same time."
+    class Clock:
+        now = 0.
+        def __call__(self): self.now += 1.; return self.now
+    def short(run, resume=False, stop_at=None):
+        class Interrupting(IceCubeDataset):
+            reads = 0
+            def hits(self, indices):
+                self.reads += 1
+                if self.reads == stop_at: signal.raise_signal(signal.SIGTERM)
+                return super().hits(indices)
+        ds = Interrupting(data, batch_ids=[1])
+        model = HierarchicalTransformer(TINY, ds.geometry)
+        optimizer = torch.optim.AdamW(model.parameters())
+        before = [p.detach().clone() for p in model.parameters()]
+        log = fit(model, ds, IceCubeDataset(data, batch_ids=[2]), run, TrainSettings(minutes=1., batch_size=4, held_out=4), resume, progress=False, optimizer=optimizer, clock=Clock())
+        assert optimizer.state and not all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+        return log
+    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
+    log = short(tmp_path / "one")
+    assert 10 < log.step.iloc[-1] < 30 and 1. <= log.minutes.iloc[-1] < 1.1 and log.lr.iloc[-1] < 0.05 * TrainSettings.lr
+    assert "state" in torch.load(tmp_path / "one/state.pt", weights_only=True)["optimizer"]      # AdamW's own, not MuonAdamW's
+    assert short(tmp_path / "two", stop_at=12).attrs["interrupted"]
+    log = short(tmp_path / "two", resume=True)
+    assert 1. <= log.minutes.iloc[-1] < 1.1 and not log.attrs["interrupted"]
