@@ -114,7 +114,10 @@ def event_attention(
     return AttentionMaps(table, weights, pooling, vector, coordinates, off)
 
 # %% ../nbs/12e_attention_maps.ipynb #cf6d3726
-def plot_pulse_train(ax, maps:AttentionMaps):
+def plot_pulse_train(
+    ax, # of matplotlib
+    maps:AttentionMaps, # of a DOM
+):
     "Charge against time, hollow where auxiliary."
     t, q, aux = maps.tokens.time, maps.tokens.charge, maps.tokens.auxiliary
     ax.vlines(t, q.min() / 2, q, color="#c4c4c4", lw=1, zorder=0)
@@ -125,7 +128,10 @@ def plot_pulse_train(ax, maps:AttentionMaps):
 
 QUERY_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
 
-def plot_pooling(ax, maps:AttentionMaps):
+def plot_pooling(
+    ax, # of matplotlib
+    maps:AttentionMaps, # of a DOM
+):
     "Weights of the pooling, a bar a token, stacked by query."
     weights, bottom = maps.pooling.numpy() / maps.pooling.shape[1], np.zeros(len(maps.tokens))
     for k, w in enumerate(weights.T):
@@ -135,7 +141,8 @@ def plot_pooling(ax, maps:AttentionMaps):
     ax.legend(frameon=False, fontsize=7, ncols=4, loc="upper center", handlelength=1, columnspacing=1)
 
 # %% ../nbs/12e_attention_maps.ipynb #fd81b2d1
-def plot_packed(ax,
+def plot_packed(
+    ax, # of matplotlib
     batch:dict, # packed batch of the event
     sensor_id:int, # its DOM of interest
     around:int=24, # cells shown on either side
@@ -159,7 +166,11 @@ def plot_packed(ax,
     ax.set_ylim(0, max(top.max() * 1.1, 0.5))
 
 # %% ../nbs/12e_attention_maps.ipynb #472799a0
-def plot_weights(axes, maps:AttentionMaps, name:str="pulse"):
+def plot_weights(
+    axes, # (layers, heads) of matplotlib
+    maps:AttentionMaps, # of an event or a DOM
+    name:str="pulse", # of the tokens
+):
     "A map for each layer (row of axes) and head (column); returns the last picture."
     from matplotlib import colormaps
     from matplotlib.colors import PowerNorm
@@ -210,8 +221,8 @@ def plot_event_weights(
 # %% ../nbs/12e_attention_maps.ipynb #feeeebfa
 def interval_means(
     maps:AttentionMaps, # of `event_attention`
-    layer:int=0,
-    head:int=0,
+    layer:int=0, # of T2
+    head:int=0, # of the layer
     bins:int=16, # on either axis
     longest:float=750., # [m]
 ) -> tuple: # (bins + 1,) edges of |dx| [m], (2 * bins + 1,) edges of c dt [m], (bins, 2 * bins) mean weight times T, NaN where no pair is

@@ -138,7 +138,7 @@ def _filter(browser:EventBrowser):
 
 # %% ../nbs/12f_browser.ipynb #e674be0e
 def prediction_of(browser:EventBrowser,
-    event_id:int,
+    event_id:int, # of the data set
 ) -> dict: # {name: (azimuth, zenith, kappa or None)} of the runs that have one
     "What the runs say of an event."
     out = {}
