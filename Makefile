@@ -47,7 +47,7 @@ readme: install
 # README.md is touched so that nbdev_docs leaves it alone: data_scripts/make_readme.py makes it.
 docs: install
 	$(BIN)/python data_scripts/check_docs.py
-	@command -v quarto >/dev/null || { echo "The pages themselves are made by Quarto, which no package registry has: get it from https://quarto.org/docs/get-started and run 'make docs' again. Checked without it: what nbdev makes of every notebook, the sidebar, front matter, internal links, captions, documentation." >&2; exit 1; }
+	@command -v quarto >/dev/null || { echo "The pages themselves are made by Quarto, 1.5 or later, which no package registry has: get it from https://quarto.org/docs/get-started and run 'make docs' again. Checked without it: what nbdev makes of every notebook, the sidebar, front matter, internal links, captions, documentation." >&2; exit 1; }
 	touch README.md
 	PATH=$(CURDIR)/$(BIN):$$PATH nbdev_docs
 
