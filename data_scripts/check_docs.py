@@ -138,7 +138,7 @@ def documentation_faults(root): # -> faults
     "Public functions, classes and methods of the package."
     modules = {p: p.read_text(encoding="utf-8") for p in sorted((root / "iceaggr").glob("*.py")) if not p.name.startswith("_")}
     classes, faults = {n.name for text in modules.values() for n in ast.parse(text).body if isinstance(n, ast.ClassDef)}, []
-    known = re.findall(r"^\| `(\w+)` \|", source(root / "nbs/api.ipynb"), flags=re.M)      # parameters that mean the same everywhere are explained there; those whose type is a class of the package, by the class
+    known = [name for row in re.findall(r"^\| (`.*?`) \|", source(root / "nbs/api.ipynb"), flags=re.M) for name in re.findall(r"`(\w+)`", row)]      # parameters that mean the same everywhere are explained there; those whose type is a class of the package, by the class
     for p, text in modules.items():
         where = re.search(r"File to edit: \.\./(\S+)\.", text)[1]
         for n in ast.parse(text).body:
