@@ -98,12 +98,12 @@ class Notebook:
 
     def run_all(self, seconds=240):
         "Run all cells; returns the errors."
-        return self.page.evaluate("""async seconds => {
-            const late = new Promise((_, fail) => setTimeout(() => fail('not done after ' + seconds + ' s'), 1000 * seconds));
-            await Promise.race([window.jupyterapp.commands.execute('notebook:run-all-cells'), late]);
+        self.page.evaluate("() => {window.iceaggrDone = false; window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => window.iceaggrDone = true)}")
+        self.page.wait_for_function("window.iceaggrDone", timeout=1000 * seconds)    # a promise that is only awaited may be garbage to the browser
+        return self.page.evaluate("""() => {
             const cells = [...window.jupyterapp.shell.currentWidget.content.model.cells].filter(c => c.type === 'code').map(c => c.toJSON());
             return {count: cells.filter(c => c.execution_count).length, cells: cells.length, errors: cells.flatMap(c => c.outputs.filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue))};
-        }""", seconds)
+        }""")
 
     def shot(self, locator, name):
         "Pixels of a part of the page, also kept as a file."
