@@ -871,16 +871,13 @@ class EventBatchSampler(torch.utils.data.Sampler):
         max_pulses:int=None, # at most so many pulses a batch, unless a single event has more
         like_size:bool=None, # group events of like number of pulses; None: if they are shuffled
         chunk:int=50, # batches among which events are sorted by size
-        rank:int=0, # which share of each batch: that of process `rank`
-        world_size:int=1, # of so many; a share can be empty
         leave_out:int=None, # leave out every so-manyth event of the data set, those of `left_out`
     ):
         if leave_out is not None and leave_out < 2: raise ValueError(f"leave_out must be at least 2; got {leave_out}")
-        if not 0 <= rank < world_size: raise ValueError(f"rank must lie between 0 and world_size - 1; got {rank} of {world_size}")
         if batch_size < 1 or (max_pulses is not None and max_pulses < 1): raise ValueError(f"batch_size and max_pulses must be at least 1; got {batch_size} and {max_pulses}")
         self.dataset, self.batch_size, self.shuffle, self.seed, self.max_pulses, self.chunk = dataset, batch_size, shuffle, seed, max_pulses, chunk
         self.window, self.like_size, self.epoch = window or dataset.cache_size, shuffle if like_size is None else like_size, 0
-        self.rank, self.world_size, self.leave_out = rank, world_size, leave_out
+        self.leave_out = leave_out
         if self.window > dataset.cache_size and not dataset.prepared: warnings.warn(f"a window of {self.window} files of which the data set keeps {dataset.cache_size} decodes a file for almost every batch: make the data set with cache_size={self.window}", stacklevel=2)
 
     def set_epoch(self, epoch:int): # another epoch, another order
@@ -891,7 +888,7 @@ class EventBatchSampler(torch.utils.data.Sampler):
     def __iter__(self):
         for events, cuts, rng in self._windows():
             if self.shuffle: cuts = [cuts[i] for i in rng.permutation(len(cuts))]
-            for start, stop in cuts: yield events[start + self.rank:stop:self.world_size].tolist()
+            for start, stop in cuts: yield events[start:stop].tolist()
 
     def _files(self): # the files of each window
         files = np.arange(len(self.dataset.batch_ids))

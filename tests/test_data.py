@@ -233,29 +233,6 @@ def test_sampler_puts_like_events_together(many):
     assert spread() < spread(like_size=False) / 3
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 9])
-def test_shares_of_the_processes_make_up_the_batches(many, world_size):
-    options = dict(batch_size=8, seed=3, max_pulses=150)
-    whole = EventBatchSampler(many, **options)
-    shares = [EventBatchSampler(many, **options, rank=r, world_size=world_size) for r in range(world_size)]
-    for epoch in range(3):
-        for s in (whole, *shares): s.set_epoch(epoch)
-        batches, parts = list(whole), [list(s) for s in shares]
-        assert {len(s) for s in shares} == {len(p) for p in parts} == {len(batches)}                    # as many steps for all
-        for batch, part in zip(batches, zip(*parts), strict=True):
-            assert sorted(sum(part, [])) == sorted(batch) and len(sum(part, [])) == len(batch)             # each event once
-            assert max(map(len, part)) - min(map(len, part)) <= 1
-    assert any(not b for p in parts for b in p) == (world_size > 8 or any(len(b) < world_size for b in batches))
-    for wrong in (dict(rank=1), dict(rank=-1, world_size=2), dict(rank=2, world_size=2)):
-        with pytest.raises(ValueError, match="rank"): EventBatchSampler(many, 8, **wrong)
-
-
-def test_shares_have_alike_many_pulses(many):
-    pulses = lambda **o: np.array([[many.n_pulses[b].sum() for b in EventBatchSampler(many, 32, rank=r, world_size=4, **o)] for r in range(4)])
-    uneven = lambda x: (x.max(0) / x.mean(0)).mean() - 1
-    assert uneven(pulses()) < 0.5 * uneven(pulses(like_size=False))
-
-
 def test_sampler_order_is_the_same_in_another_process(many):
     code = ("import sys; from iceaggr.data import *; s = EventBatchSampler(IceCubeDataset(sys.argv[1], cache_size=2), 8, seed=5); s.set_epoch(3); print(list(s))")
     sampler = EventBatchSampler(many, 8, seed=5)

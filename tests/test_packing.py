@@ -1,5 +1,6 @@
 """Packing, cutting and the paths of T1 for arbitrary events."""
 import pickle
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from iceaggr.accumulator import EventAccumulator
 from iceaggr.data import EventBatchSampler, IceCubeDataset, prepare
+from iceaggr.distributed import fair_share
 from iceaggr.dom_transformer import DOMTransformer
 from iceaggr.faults import write_tiny
 from iceaggr.packing import PackedBatches, collate_dom_packing, pack_lengths, packed_batch, split_batch
@@ -139,9 +141,10 @@ def test_parts_of_a_data_set_and_the_test_split(forms, tmp_path):
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_loader_gives_the_batches(forms, method):
     for ds in forms:
-        sampler = EventBatchSampler(ds, 16, seed=1, rank=1, world_size=3)
-        lists = list(sampler) + [[]]
-        batches = PackedBatches(ds, lists, 64)
+        share = partial(fair_share, rank=1, world_size=3)
+        whole = list(EventBatchSampler(ds, 16, seed=1)) + [[], [5]]
+        lists = [[b[i] for i in share(ds.n_pulses[b])] for b in whole]
+        batches = PackedBatches(ds, whole, 64, share=share)
         batches[0]                                                                         # files are open when the workers start
         assert len(batches) == len(lists) and batches[-1] is None and len(pickle.dumps(batches)) < 20_000
         loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=2, multiprocessing_context=method)

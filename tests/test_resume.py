@@ -72,25 +72,28 @@ def undisturbed(data, tmp_path_factory):
     return result(run)
 
 
-def kills(data, folder, expected, wanted, seed=0, longest=0.6):
-    "Kill a run after random times [s] until it ends in spite of it, then another, so many kills in all; says how many there were and how many came during a write."
-    draw, killed, writing, finished = random.Random(seed), 0, 0, 0
-    while killed < wanted:
-        run = folder / f"run{finished}"
+def kills(data, folder, expected, wanted, seed=0):
+    "Kill runs after random times, up to that of a whole run, and resume them until they end in spite of it; how many kills there were, came before the first checkpoint, and during a write, and how many runs ended."
+    draw, told, output = random.Random(seed), dict(kills=0, before_the_first_checkpoint=0, during_a_write=0, runs=0), folder / "output"
+    start = time.monotonic()
+    assert ended(launch(output, run_training, data, folder / "whole")) == [0], output.read_text()
+    longest = time.monotonic() - start
+    while told["kills"] < wanted:
+        run = folder / f"run{told['runs']}"
         while True:
-            processes = launch(folder / "output", run_training, data, run)
-            if killed < wanted:
+            processes = launch(output, run_training, data, run)
+            if told["kills"] < wanted:
                 time.sleep(draw.uniform(0, longest))
                 if kill(processes):
-                    killed += 1
-                    writing += any(".part" in p.name for p in run.glob(".*")) if run.exists() else 0
+                    told["kills"] += 1
+                    told["before_the_first_checkpoint"] += not (run / "state.pt").exists()
+                    told["during_a_write"] += any(run.glob(".*.part*"))
                     continue
-            codes = ended(processes)
-            assert codes == [0], (folder / "output").read_text()
+            assert ended(processes) == [0], output.read_text()
             break
         same(run, expected)
-        finished += 1
-    return dict(kills=killed, during_a_write=writing, runs_finished=finished)
+        told["runs"] += 1
+    return told
 
 
 def test_killed_at_random(data, undisturbed, tmp_path):
