@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import warnings
+import zlib
 from collections import OrderedDict
 from contextlib import contextmanager
 from operator import index
@@ -466,6 +467,7 @@ def read_pulses(
         _check_rest(chunk, rows, row, event_id, path)
         blocks.add(check_pulses(chunk, rows, expected, path))
         if progress: progress(len(chunk))
+    if blocks.filled != n.sum(): raise DataError(f"{path}: damaged: {blocks.filled:,} of {n.sum():,} wanted rows are there; get it again")
     if blocks.late[0]: warnings.warn(f"{path}: column time: {blocks.late[0]:,} events are not in order of time ({blocks.late[1]:,} pulses come before the one above them); they were sorted while reading", stacklevel=3)
     return blocks.finish(order)
 
@@ -932,7 +934,10 @@ def write_arrow(table:pa.Table, path:Path):
 
 def map_arrow(path:Path) -> pa.Table:
     "An Arrow file mapped into memory."
-    try: return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        _arrays(table)                                                                            # none of them with gaps
+        return table
     except FileNotFoundError: raise DataError(f"{path}: no such file; run prepare again") from None
     except _UNREADABLE as e: raise DataError(f"{path}: not an Arrow file, or cut short ({_one_line(e)}); run prepare again") from None
 
@@ -969,10 +974,15 @@ def part_path(events:Path, part:str) -> Path:
     "Path of another table of a set, from that of its event table."
     return events.with_name(events.name.replace(".events.", f".{part}."))
 
+def _crc32(data:bytes) -> str: return f"{zlib.crc32(data):08x}"
+
 def prepared_facts(path:Path) -> dict: # format, source, bytes
     "What an event table says of its set, or a DataError if the set is not whole."
-    try: facts = json.loads((map_arrow(path).schema.metadata or {})[b"iceaggr"])
-    except (KeyError, ValueError) as e: raise e if isinstance(e, DataError) else DataError(f"{path}: not written by prepare; run prepare again") from None
+    found = map_arrow(path).schema.metadata or {}
+    if b"iceaggr" not in found: raise DataError(f"{path}: not written by prepare; run prepare again")
+    if found.get(b"crc32", b"").decode("latin-1") not in ("", _crc32(found[b"iceaggr"])): raise DataError(f"{path}: damaged: what it says of its set is not what was written; remove it and run prepare again")
+    try: facts = json.loads(found[b"iceaggr"])
+    except ValueError as e: raise DataError(f"{path}: damaged ({_one_line(e)}); remove it and run prepare again") from None
     if facts["format"] != PREPARED_FORMAT: raise DataError(f"{path}: written in format {facts['format']}, this version reads {PREPARED_FORMAT}; run prepare again")
     for part, size in facts["bytes"].items():
         other = part_path(path, part)
@@ -1047,7 +1057,8 @@ def prepare_batch(root:Path, split:str, batch_id:int, target:Path, source:dict, 
     if dataset.bad is not None and len(dataset.bad): facts["bad_events"] = dataset.bad.rename_axis("row").reset_index()[["row", "event_id", "file", "column", "reason", "asked"]].to_dict("list")
     for part in _PARTS[:2]: write_arrow(tables.pop(part), part_path(target, part))
     facts["bytes"] = {part: part_path(target, part).stat().st_size for part in _PARTS[:2]}
-    write_arrow(tables["events"].replace_schema_metadata({"iceaggr": json.dumps(facts)}), target)
+    facts = json.dumps(facts).encode()
+    write_arrow(tables["events"].replace_schema_metadata({"iceaggr": facts, "crc32": _crc32(facts)}), target)
 
 def check_prepared(root:Path, out:Path, split:str, batch_id:int, step:int=10_000, on_bad_event:str="error"):
     "DataError unless the set holds what the source does, bit for bit, and gives its events as pyarrow reads them."
