@@ -269,7 +269,7 @@ def _add_panels(fig, view):
     for a in view.arrows:
         fig.add_scatter(mode="lines+markers", marker=dict(symbol=["circle", "arrow"], angleref="previous", size=[0, 12], color=a.colour, line_width=0), meta=f"above {a.name}",
                         line=dict(color=a.colour, dash=a.dash, width=2), showlegend=False, legendgroup=a.name, hoverinfo="skip", xaxis="x2", yaxis="y2")
-    fig.add_bar(meta="charge of strings", marker_line_width=0, xaxis="x3", yaxis="y3", **bare)
+    fig.add_bar(meta="charge of strings", width=0.8, marker_line_width=0, xaxis="x3", yaxis="y3", **bare)
 
 # %% ../nbs/04_display.ipynb #578d27f6
 def panel_ranges(view:EventView) -> dict: # range of time, and of the decades of charge
