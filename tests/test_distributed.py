@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -164,3 +165,28 @@ def test_the_command_under_torchrun(data, tmp_path):
     assert done.returncode == 0 and done.stdout.count("110 predictions") == 1, done.stderr
     assert main(["predict", "--run", str(run), "--data", str(data), "--out", str(tmp_path / "one.csv"), "--device", "cpu"]) == 0
     assert (tmp_path / "p.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_slurm_script_requeues_and_resumes(data, tmp_path):
+    "With stand-ins for Slurm's own commands: the job gets the signal of the time limit, asks to be queued again, and goes on when it is."
+    bin, asked, run = tmp_path / "bin", tmp_path / "asked", tmp_path / "run"
+    bin.mkdir()
+    (bin / "srun").write_text('#!/bin/bash\nshift\nexec "$@"\n')
+    (bin / "scontrol").write_text(f'#!/bin/bash\nif [ "$1" = requeue ]; then echo "$2" >> {asked}; else echo localhost; fi\n')
+    for file in bin.iterdir(): file.chmod(0o755)
+    env = dict(os.environ, PATH=f"{bin}:{Path(sys.executable).parent}:{os.environ['PATH']}", SLURM_JOB_ID=str(os.getpid()), SLURM_JOB_NODELIST="localhost", SLURM_JOB_NUM_NODES="1", PROCESSES="2")
+    script = [Path(__file__).parents[1] / "data_scripts/train.sbatch", "--data", data, "--out", run, "--epochs", "30", "--train-batches", "1,2", "--valid-batches", "3", "--device", "cpu", "--save-minutes", "0.001"]
+    start = lambda: subprocess.Popen(["bash", *map(str, script)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    job, until = start(), time.monotonic() + 120
+    while not (run / "state.pt").exists() and job.poll() is None and time.monotonic() < until: time.sleep(0.05)
+    job.send_signal(signal.SIGUSR1)
+    told = job.communicate(timeout=120)[0]
+    assert job.returncode != 0 and asked.read_text().split() == [str(os.getpid())] and "resume with" in told, told
+    assert not checkpoint(run)["finished"]
+    job = start()
+    told = job.communicate(timeout=300)[0]
+    assert job.returncode == 0 and checkpoint(run)["finished"] and len(log_of(run)) == 30, told
+    assert len(asked.read_text().split()) == 1
+    done = subprocess.run(["bash", script[0], "--data", data], env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and "--out" in done.stderr

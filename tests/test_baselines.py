@@ -1,0 +1,22 @@
+"""The script that compares baselines, with a few steps of each kind of method."""
+import runpy
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "data_scripts/compare_baselines.py"
+
+
+@pytest.mark.parametrize("method, rows", [("hierarchy", ["hierarchy", "hierarchy, six rotations"]), ("flat-plain", ["flat-plain"]), ("likelihood", ["likelihood"])])
+def test_rows_are_appended(tiny_dataset, tmp_path, monkeypatch, capsys, method, rows):
+    out = tmp_path / "results.csv"
+    out.write_text("method,mean\nearlier,1.5\n")
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), method, "--data", str(tiny_dataset), "--train-batches", "2,3", "--test-batch", "10", "--minutes", "0.005", "--events", "2", "--hardware", "a test", "--out", str(out)])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    table = pd.read_csv(out)
+    assert table.method.tolist() == ["earlier", *rows] and table["mean"].iloc[0] == 1.5
+    new = table.iloc[1:]
+    assert (new.hardware == "a test").all() and (new.seed == 0).all() and (new.events == (2 if method == "likelihood" else 7)).all() and new["mean"].between(0, 180).all() and new.line_fit_mean.between(0, 180).all()
+    assert (new.steps == 0).all() if method == "likelihood" else (new.steps >= 1).all() and new.steps.nunique() == 1
