@@ -10,7 +10,7 @@ RUN := runs/demo
 WEIGHTS := iceaggr/pretrained/small.safetensors
 MINUTES ?= 4
 
-.PHONY: install demo test notebooks readme docs clean
+.PHONY: install demo test notebooks readme docs clean slow audit constraints
 
 install: .venv/.installed
 
@@ -36,6 +36,22 @@ demo: install
 
 test: install
 	PATH=$(CURDIR)/$(BIN):$$PATH bash .ci/check
+
+# The tests that take minutes: a nightly workflow runs them.
+slow: install
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -rs tests
+
+# Known vulnerabilities of the pinned versions. Where the service that knows them cannot be asked, it says so; on a CI server that is a failure.
+AUDIT ?= $(BIN)/pip-audit
+audit:
+	@command -v $(AUDIT) >/dev/null || { echo "pip-audit is not installed: pip install pip-audit, or make audit AUDIT=/path/to/pip-audit" >&2; exit 1; }
+	@$(AUDIT) --strict -r constraints.txt --no-deps --disable-pip > .audit 2>&1; code=$$?; tail -n 20 .audit; \
+	if [ $$code -ne 0 ] && grep -qiE "could not be audited|not found on PyPI|connection|max retries|name resolution|timed out|proxy" .audit; then \
+	echo "NOT AUDITED: the service that knows vulnerabilities could not be asked"; code=$${CI:+1}; fi; rm -f .audit; exit $${code:-0}
+
+# The newest versions within the bounds of settings.ini, into constraints.txt; then `make test`.
+constraints:
+	TORCH_INDEX=$(TORCH_INDEX) $(PYTHON) data_scripts/refresh_constraints.py
 
 notebooks: install
 	$(BIN)/python data_scripts/execute_notebooks.py $(NB)

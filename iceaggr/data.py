@@ -976,7 +976,10 @@ def part_path(events:Path, part:str) -> Path:
 
 def _crc32(data:bytes) -> str: return f"{zlib.crc32(data):08x}"
 
-def prepared_facts(path:Path) -> dict: # format, source, bytes
+def prepared_facts(
+    path:Path, # an event table
+    whole:bool=True, # look at the other tables too
+) -> dict: # format, source, bytes
     "What an event table says of its set, or a DataError if the set is not whole."
     found = map_arrow(path).schema.metadata or {}
     if b"iceaggr" not in found: raise DataError(f"{path}: not written by prepare; run prepare again")
@@ -984,7 +987,7 @@ def prepared_facts(path:Path) -> dict: # format, source, bytes
     try: facts = json.loads(found[b"iceaggr"])
     except ValueError as e: raise DataError(f"{path}: damaged ({_one_line(e)}); remove it and run prepare again") from None
     if facts["format"] != PREPARED_FORMAT: raise DataError(f"{path}: written in format {facts['format']}, this version reads {PREPARED_FORMAT}; run prepare again")
-    for part, size in facts["bytes"].items():
+    for part, size in facts["bytes"].items() if whole else ():
         other = part_path(path, part)
         if not other.exists() or other.stat().st_size != size: raise DataError(f"{other}: missing or not whole ({size:,} bytes expected); run prepare again")
     return facts
@@ -992,7 +995,7 @@ def prepared_facts(path:Path) -> dict: # format, source, bytes
 def read_prepared_events(path:Path, batch_id:int, targets:bool, skip:bool=False) -> pd.DataFrame: # as `read_meta` gives them
     "The events of a prepared set; with those that were left out of it, or are to be left out now because the set is damaged."
     try:
-        facts = prepared_facts(path)
+        facts = prepared_facts(path, whole=not skip)                                              # under skip the events can still be named
         e = _arrays(checked_arrow(path, facts))
     except DataError as e:
         if not skip: raise

@@ -156,3 +156,67 @@ def test_prepared_form_is_the_parquet_bit_for_bit(tmp_path_factory, files, seed,
     assert a.event_table().equals(b.event_table())
     for k in ("n_doms", "event_time"): assert np.array_equal(x[k], y[k])
     for k in ("columns", "doms"): assert all(np.array_equal(x[k][c], y[k][c]) and x[k][c].dtype == y[k][c].dtype for c in x[k])
+
+
+FUZZ = """
+import collections, faulthandler, json, sys, warnings
+from pathlib import Path
+import numpy as np
+import pandas as pd
+import torch
+from iceaggr.data import DataError, IceCubeDataset, prepare
+from iceaggr.faults import write_tiny
+warnings.simplefilter("ignore")
+folder, form, name, checksums, n, seed = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4] == "True", int(sys.argv[5]), int(sys.argv[6])
+root = write_tiny(folder / "data")
+for path in [root / "train_meta.parquet", *(root / "train").iterdir()]: pd.read_parquet(path).to_parquet(path, write_page_checksum=checksums)
+if form == "prepared": root = prepare(root, folder / "prepared", progress=False)
+before, path = list(IceCubeDataset(root)), root / name
+good, rng, found = path.read_bytes(), np.random.default_rng(seed), collections.Counter()
+for i in range(n):
+    data, at, some = bytearray(good), int(rng.integers(len(good))), int(rng.integers(1, 20))
+    kind = ("bit", "byte", "bytes", "cut", "doubled", "short")[i % 6]
+    if kind == "bit": data[at] ^= 1 << int(rng.integers(8))
+    elif kind == "byte": data[at] = int(rng.integers(256))
+    elif kind == "bytes": data[at:at + some] = rng.integers(0, 256, len(data[at:at + some]), dtype=np.uint8).tobytes()
+    elif kind == "cut": del data[at:at + some]
+    elif kind == "doubled": data[at:at] = data[at:at + some]
+    else: del data[at:]
+    path.write_bytes(data)
+    print(kind, at, some, i, file=sys.stderr)                     # the last one told where a crash happened
+    faulthandler.dump_traceback_later(60, exit=True)              # a hang
+    for skip in ("error", "skip"):
+        try: events = list(ds := IceCubeDataset(root, on_bad_event=skip))
+        except DataError: found[skip, "refused"] += 1; continue
+        at_hand = {int(e["event_id"]): e for e in events}
+        assert len(at_hand) == len(events) and all(len(e["pulse_features"]) == e["n_pulses"] > 0 for e in events)
+        flat = torch.cat([e["pulse_features"] for e in events]) if events else torch.ones(1, 4)
+        assert torch.isfinite(flat).all() and (flat[:, 1] > 0).all() and flat[:, 2].min() >= 0 and flat[:, 2].max() < 5160 and flat[:, 0].min() >= 0
+        equal = all((b := at_hand.get(int(e["event_id"]))) is not None and all(torch.equal(e[k], b[k]) for k in e) for e in before if int(e["event_id"]) in at_hand)
+        whole = len(events) == len(before) if skip == "error" else len(events) + len(ds.skipped) >= len(before) or ds.skipped.event_id.isna().any()
+        found[skip, "same" if equal and whole else "other"] += 1
+    faulthandler.cancel_dump_traceback_later()
+print(json.dumps({" ".join(k): v for k, v in found.items()}))
+"""
+
+
+def fuzz(folder, form, name, checksums, n, seed):
+    "Read a file damaged in n ways, in a process of its own: how often it was refused, gave the same events, gave others."
+    run = subprocess.run([sys.executable, "-c", FUZZ, *map(str, (folder, form, name, checksums, n, seed))], capture_output=True, text=True, timeout=900)
+    assert run.returncode == 0, run.stderr[-2_000:]
+    found = json.loads(run.stdout)
+    print(name, checksums, found)
+    assert sum(found.values()) == 2 * n and found["error refused"] > n / 4
+    return found
+
+
+FUZZED = [("kaggle", "train/batch_3.parquet", True), ("kaggle", "train/batch_3.parquet", False), ("kaggle", "train_meta.parquet", True), ("kaggle", "train_meta.parquet", False),
+          ("prepared", "train/batch_3.pulses.arrow", True), ("prepared", "train/batch_3.doms.arrow", True), ("prepared", "train/batch_3.events.arrow", True)]
+
+
+@pytest.mark.parametrize("form, name, checksums", FUZZED)
+@pytest.mark.parametrize("n", [60, pytest.param(6_000, marks=pytest.mark.slow)])
+def test_damaged_files_never_give_wrong_events_in_silence(tmp_path, form, name, checksums, n):
+    "With checksums (what simulate and prepare write): refused, or the same events. Without: no crash, no hang, and whatever is read is lawful."
+    found = fuzz(tmp_path, form, name, checksums, n, 11)
+    if checksums: assert not found.get("error other") and not found.get("skip other")
