@@ -667,7 +667,7 @@ def claim_run(
     run.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part: part.write_text(json.dumps(facts, indent=1))
 
-RUN_FILES = *CHECKPOINTS, "settings.json", "last.safetensors", "best.safetensors", "log.csv", "skipped_steps.csv", "curves.png"
+RUN_FILES = *CHECKPOINTS, "settings.json", "last.safetensors", "best.safetensors", "log.csv", "skipped_steps.csv", "skipped.csv", "curves.png"
 
 def changed_facts(
     old:dict, # of settings.json

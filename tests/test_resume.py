@@ -25,7 +25,7 @@ def data(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("data") / "tiny", {1: 40, 2: 10})
 
 
-def run_training(data, run, epochs=4, save_every_step=True, kill_at=None, full_at=None, largest=None):
+def run_training(data, run, epochs=3, save_every_step=True, kill_at=None, full_at=None, largest=None):
     "Start or resume a run, as a script for a batch system would; with a checkpoint after each step."
     if kill_at is not None or full_at is not None: meddle(kill_at, full_at)
     if largest is not None: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
@@ -75,6 +75,7 @@ def undisturbed(data, tmp_path_factory):
 def kills(data, folder, expected, wanted, seed=0):
     "Kill runs after random times, up to that of a whole run, and resume them until they end in spite of it; how many kills there were, came before the first checkpoint, and during a write, and how many runs ended."
     draw, told, output = random.Random(seed), dict(kills=0, before_the_first_checkpoint=0, during_a_write=0, runs=0), folder / "output"
+    ended(launch(output, print))                                        # the server has started
     start = time.monotonic()
     assert ended(launch(output, run_training, data, folder / "whole")) == [0], output.read_text()
     longest = time.monotonic() - start
