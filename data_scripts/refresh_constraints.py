@@ -56,7 +56,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         python = f"{folder}/bin/python"
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        index = ["--index-url", os.environ["TORCH_INDEX"]] if os.environ.get("TORCH_INDEX") else []
+        index = ["--no-deps", "--index-url", os.environ["TORCH_INDEX"]] if os.environ.get("TORCH_INDEX") else []
         subprocess.run([python, "-m", "pip", "install", "-q", *index, next(r for r in direct() if r.startswith("torch"))], check=True)
         subprocess.run([python, "-m", "pip", "install", "-q", "packaging", *direct()], check=True)
         subprocess.run([python, __file__, "--here"], check=True)
