@@ -153,7 +153,7 @@ def test_an_error_of_the_first_stops_all(data, tmp_path):
 
 def torchrun(*args):
     "Run a verb with two processes."
-    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "iceaggr.cli", *map(str, args)], capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "iceaggr.cli", *map(str, args)], capture_output=True, text=True, timeout=300)
 
 
 def test_the_command_under_torchrun(data, tmp_path):
