@@ -27,8 +27,11 @@ def execute(path, flags):
     start, nb, shell = time.perf_counter(), read_nb(path), CaptureShell(mpl_format="png")
     here = Path.cwd()
     os.chdir(path.parent)
+    left_out = lambda cell: cell.cell_type == "code" and flagged(cell, flags)
+    for cell in nb.cells:
+        if cell.cell_type == "code" and not left_out(cell): cell.outputs = []      # a cell that says nothing any more would keep what it said
     try:
-        shell.run_all(nb, exc_stop=True, preproc=lambda cell: cell.cell_type == "code" and flagged(cell, flags))
+        shell.run_all(nb, exc_stop=True, preproc=left_out)
     finally:
         os.chdir(here)
     write_nb(nb, path)

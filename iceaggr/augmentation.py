@@ -79,7 +79,8 @@ def hashed_uniform(
 ) -> np.ndarray: # in (0, 1)
     "Random numbers that are a function of their keys."
     x = np.zeros(np.broadcast_shapes(*(np.shape(k) for k in keys)), np.uint64)
-    for k in keys: x = mix((x ^ np.asarray(k, np.int64).view(np.uint64)) + np.uint64(0x9E3779B97F4A7C15))
+    with np.errstate(over="ignore"):                                         # products of 64 bits wrap around, as they should
+        for k in keys: x = mix((x ^ np.asarray(k, np.int64).view(np.uint64)) + np.uint64(0x9E3779B97F4A7C15))
     return ((x >> np.uint64(11)).astype(np.float64) + 0.5) * 2. ** -53
 
 def hashed_normal(*keys) -> np.ndarray:

@@ -32,7 +32,7 @@ def browse_table(
         found = frame.set_index("event_id").reindex(table.event_id)
         table[f"error {name}"] = np.nan
         if "azimuth" not in table: continue
-        truth, said = (angles_to_vector(torch.as_tensor(t.azimuth.to_numpy(np.float64)), torch.as_tensor(t.zenith.to_numpy(np.float64))) for t in (table, found))
+        truth, said = (angles_to_vector(torch.as_tensor(t.azimuth.to_numpy(np.float64, copy=True)), torch.as_tensor(t.zenith.to_numpy(np.float64, copy=True))) for t in (table, found))
         table[f"error {name}"] = np.degrees(angular_error(truth, said).numpy())
     return table
 

@@ -117,7 +117,7 @@ def gather_table(
     sizes = [torch.zeros((), dtype=torch.int64) for _ in range(world_size())]
     together(dist.all_gather, sizes, torch.tensor(len(table)))
     rows = torch.zeros(max(sizes), table.shape[1], dtype=torch.int64)
-    for k, name in enumerate(table): rows[:len(table), k] = torch.from_numpy(table[name].to_numpy().view(np.int64))    # the bits, whatever they mean
+    for k, name in enumerate(table): rows[:len(table), k] = torch.from_numpy(table[name].to_numpy(copy=True).view(np.int64))    # the bits, whatever they mean
     parts = [torch.empty_like(rows) for _ in sizes]
     together(dist.all_gather, parts, rows)
     bits = torch.cat([p[:n] for p, n in zip(parts, sizes)]).numpy()
