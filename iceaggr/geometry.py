@@ -288,14 +288,15 @@ def plot_top_view(geometry:Geometry, # the detector
                  ):
     "The strings seen from above."
     import matplotlib.pyplot as plt
+    from matplotlib.patheffects import withStroke
     ax = ax or plt.subplots(figsize=(6, 6))[1]
     for part, colour, name in ((slice(0, 78), _BLUE, "main array"), (slice(78, 86), _ORANGE, "DeepCore")):
         ax.plot(*geometry.string_xy[part].T, "o", ms=5, color=colour, label=name)
     if labels:
         for i, (x, y) in enumerate(geometry.string_xy):
-            ax.annotate(i, (x, y), (0, 4), textcoords="offset points", ha="center", fontsize=6)
+            ax.annotate(i, (x, y), (4, 2), textcoords="offset points", fontsize=6, path_effects=[withStroke(linewidth=2, foreground="white")])
     ax.set(xlabel="x [m]", ylabel="y [m]", aspect="equal", title=geometry.name)
-    ax.legend(loc="upper left", fontsize=8, frameon=False)
+    ax.legend(loc="lower left", fontsize=8, frameon=False)
     return ax
 
 # %% ../nbs/00_geometry.ipynb #dd5c5f96
