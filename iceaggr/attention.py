@@ -139,6 +139,12 @@ class GroupedPart:
             out.append(g.tokens(attention(q, k, v, None if g.bias is None else g.bias.to(qkv.dtype)).transpose(1, 2).flatten(2)))
         return out[0] if len(out) == 1 else torch.cat(out)
 
+    def through(self, blocks, x:Tensor, coordinates:Tensor|None=None) -> Tensor: # (T, C) -> (T, C)
+        "Through some blocks, tokens alone in their segment past them."
+        if self.alone: return x
+        for block in blocks: x = block(x, self, coordinates)
+        return x
+
     def pool(self,
         values:Tensor, # (T, C)
         logits:Tensor|None=None, # (T, Q): weights of softmax pooling, one a head of C / Q channels; None: mean
@@ -200,7 +206,7 @@ class GroupedLayout:
         self.parts, start, token, n_single = [], 0, 0, int(np.searchsorted(n, 1, "right"))
         while start < len(n):
             stop = max(int(np.searchsorted(ends, token + part_tokens, "right")), start + 1)
-            if start < n_single and ends[-1] > SMALL: stop = min(stop, n_single)
+            if start < n_single: stop = min(stop, n_single)
             self.parts.append(GroupedPart(n[start:stop], token, device))
             start, token = stop, int(ends[stop - 1])
 
@@ -253,7 +259,7 @@ def compiled_flex_attention(): # compiled on first use: importing stays cheap wh
 # %% ../nbs/06_attention.ipynb #47cb1216
 class PackedLayout:
     "Tokens in packed sequences (S, L), with padding, flattened to (S * L): FlexAttention with one BlockMask."
-    alone, tokens = False, slice(None)
+    tokens = slice(None)
     def __init__(self,
         segment_ids:Tensor, # (S, L) span of attention of each token, contiguous in each row, -1 in padding
         pool_ids:Tensor, # (S, L) segment to pool over, 0 to N - 1, -1 in padding
@@ -265,8 +271,16 @@ class PackedLayout:
         self.pool_tokens = (pool_ids.reshape(-1) >= 0).nonzero().squeeze(1)
         self.pool_ids = pool_ids.reshape(-1)[self.pool_tokens]
         self.block_mask = segment_block_mask(segment_ids) if kernel == "flex" else None
+        change = (segment_ids[:, 1:] != segment_ids[:, :-1]).to(torch.uint8)
+        self.single = (F.pad(change, (1, 0), value=1) & F.pad(change, (0, 1), value=1)).bool().view(-1, 1)    # (S * L, 1) tokens alone in their segment
 
     def segments(self, x:Tensor) -> Tensor: return x # (N, C): in the order given already
+
+    def through(self, blocks, x:Tensor, coordinates:Tensor|None=None) -> Tensor: # (S * L, C) -> (S * L, C)
+        "Through some blocks, tokens alone in their segment past them."
+        y = x
+        for block in blocks: y = block(y, self, coordinates)
+        return torch.where(self.single, x, y)
 
     def attend(self, qkv:Tensor, n_heads:int) -> Tensor: # (S * L, 3 * C) -> (S * L, C)
         "Attention inside segments."
@@ -322,9 +336,6 @@ class SegmentAttention(nn.Module):
         layout, # a part of a `GroupedLayout`, or a `PackedLayout`
         coordinates:Tensor|None=None, # (T, 4) x, y, z, c t of each token; None: no interval
     ) -> Tensor: # (T, C)
-        if layout.alone:
-            value = self.qkv.weight[2 * x.shape[1]:]
-            return self.out(F.linear(x, value)) if len(x) < x.shape[1] else F.linear(x, self.out.weight @ value)
         qkv = self.qkv(x)
         if self.interval is None or coordinates is None: return self.out(layout.attend(qkv, self.n_heads))
         (T, C), c = x.shape, x.shape[1] // self.n_heads
@@ -387,8 +398,7 @@ def layers(
     "Blocks and pooling, part after part."
     def run(part):
         tokens, coordinates = x(part)
-        for block in blocks: tokens = block(tokens, part, coordinates)
-        return pool(tokens, part)
+        return pool(part.through(blocks, tokens, coordinates), part)
     return tuple(layout.segments(torch.cat(columns)) for columns in zip(*(map_parts(run, layout.parts) if isinstance(layout, GroupedLayout) else [run(layout)])))
 
 def map_parts(f, parts:list) -> list: # of f(part)

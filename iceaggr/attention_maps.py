@@ -124,7 +124,7 @@ def plot_pulse_train(
     for mask, fill, name in ((~aux, TIME_COLOURS[2], "pulse"), (aux, "white", "auxiliary pulse")):
         if mask.any(): ax.scatter(t[mask], q[mask], s=22, facecolor=fill, edgecolor=TIME_COLOURS[2], linewidth=0.8, label=name)
     ax.set(yscale="log", xlabel="time [ns]", ylabel="charge [p.e.]")
-    ax.legend(loc="center right", frameon=False, fontsize=8)
+    ax.legend(loc="upper center", frameon=False, fontsize=8)
 
 QUERY_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
 
@@ -200,7 +200,7 @@ def plot_dom(
     plot_packed(axes["packed"], collate_dom_packing([event], model.settings.max_seq_len), sensor_id)
     grid = below.subplots(L, H, squeeze=False)
     below.colorbar(plot_weights(grid, maps), ax=grid, label="attention weight", aspect=30)
-    fig.suptitle("string {}, DOM {}: {} pulses, {:.1f} p.e.".format(*divmod(sensor_id, DOMS_PER_STRING), len(maps.tokens), maps.tokens.charge.sum()), fontsize=11)
+    fig.suptitle("string {}, DOM {} (from 0): {} pulses, {:.1f} p.e.".format(*divmod(sensor_id, DOMS_PER_STRING), len(maps.tokens), maps.tokens.charge.sum()), fontsize=11)
     return fig
 
 # %% ../nbs/12e_attention_maps.ipynb #b5c44375

@@ -51,7 +51,7 @@ def chosen_batches(
 def simulate(args):
     "Simulate a data set in the Kaggle layout."
     from iceaggr.simulation import simulate_dataset
-    out = simulate_dataset(args.out, args.events, seed=args.seed, workers=args.workers, geometry=args.geometry, mix=args.mix, directions=args.directions,
+    out = simulate_dataset(args.out, args.events, seed=args.seed, workers=args.workers, geometry=args.geometry, dead_doms=args.dead_doms, mix=args.mix, directions=args.directions,
                            double_cascades=args.double_cascades, bundles=args.bundles, bright=args.bright, saturation=args.saturation)
     print(f"{args.events:,} simulated events in {out}")
 
@@ -260,6 +260,7 @@ def add_simulate(p):
     p.add_argument("--bright", action="store_true", help="add events of over 100,000 pulses")
     p.add_argument("--saturation", action="store_true", help="let DOMs saturate in bright light")
     p.add_argument("--geometry", metavar="PATH", help="sensor_geometry.csv, a folder that has one, or the .safetensors of a model; default: the nominal detector")
+    p.add_argument("--dead-doms", type=count, default=77, help="number of DOMs, drawn at random, that record nothing; default: as many as in the real detector")
     p.add_argument("--workers", type=positive, help="processes; default: one a core")
 
 def add_prepare(p):
@@ -271,7 +272,7 @@ def add_prepare(p):
 # %% ../nbs/14_cli.ipynb #109d5890
 def add_train(p):
     "What `train` takes."
-    p.add_argument("--preset", choices=("small", "base", "large"), default="small", help="size of the model: 0.5, 1.6 or 51 million parameters")
+    p.add_argument("--preset", choices=("small", "base", "large"), default="small", help="size of the model: 0.5, 1.7 or 52 million parameters")
     p.add_argument("--train-batches", type=batch_numbers, metavar="1,2,5-8", help="files to train on; default: all that are not validated on")
     p.add_argument("--valid-batches", type=batch_numbers, metavar="9", help="files to validate on; default: the last")
     length = p.add_mutually_exclusive_group()

@@ -452,7 +452,9 @@ def _legend(ax, view):
     ball = lambda charge, colour, fill, label: Line2D([], [], ls="", marker="o", mew=0.4, mec=colour, mfc=fill, label=label,
                                                       ms=float(ball_sizes(charge, view.doms.charge.max(), *BALLS)))
     if len(view.noise): yield ball(1, "#8c8c8c", "none", "only auxiliary pulses")
-    for charge in [c for c in (1, 10, 100, 1000) if c < 2 * view.lit.charge.max()] if len(view.lit) else (): yield ball(charge, "none", TIME_COLOURS[3], f"{charge} p.e.")
+    decades = 10 ** np.arange(8)
+    shown = (decades < 2 * view.lit.charge.max()) & (ball_sizes(decades, view.doms.charge.max(), *BALLS) > BALLS[0] / 2)          # larger than the smallest that is drawn
+    for charge in decades[shown]: yield ball(charge, "none", TIME_COLOURS[3], f"{charge:,} p.e.")
 
 # %% ../nbs/04_display.ipynb #ed2bb6dd
 def save_display(fig,        # plotly figure from `display_event`, or matplotlib figure from `plot_event`

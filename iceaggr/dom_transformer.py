@@ -81,7 +81,7 @@ class DOMTransformer(nn.Module):
             layout = PackedLayout(ids, ids, 0, kernel)
             x = self.encoder(take(batch["packed_sequences"]).reshape(-1, 4), event_time[dom], m["dom_features"][dom, 0])
             x = full_precision(x, self.pool.norm.weight)
-            for block in self.blocks: x = block(x, layout)
+            x = layout.through(self.blocks, x)
             tokens.append(x[: batch["dom_boundaries"][rows:rows + max_batch_size].numel()])
         return self.pool(torch.cat(tokens), PackedLayout(batch["dom_boundaries"], m["global_dom_ids"], m["total_doms"], "dense"))[0]
 

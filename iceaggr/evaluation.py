@@ -367,7 +367,7 @@ def plot_binned(
     ax.set(yscale="log", ylim=(max(0.8 * low, 0.02), 400), xlabel=LABELS[quantity], ylabel="angular error [degrees]", xscale="linear" if quantity == "zenith" else "log")
     _plain_log(ax.yaxis, (1, 3))
     if quantity != "zenith": _plain_log(ax.xaxis, (1, 2, 5) if x[-1] < 200 * x[0] else (1,))
-    ax.legend(loc="lower left", fontsize=8)
+    fig.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     return fig
 
 # %% ../nbs/12_evaluation.ipynb #3fb5d699

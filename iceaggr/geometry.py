@@ -294,9 +294,9 @@ def plot_top_view(geometry:Geometry, # the detector
         ax.plot(*geometry.string_xy[part].T, "o", ms=5, color=colour, label=name)
     if labels:
         for i, (x, y) in enumerate(geometry.string_xy):
-            ax.annotate(i, (x, y), (4, 2), textcoords="offset points", fontsize=6, path_effects=[withStroke(linewidth=2, foreground="white")])
-    ax.set(xlabel="x [m]", ylabel="y [m]", aspect="equal", title=geometry.name)
-    ax.legend(loc="lower left", fontsize=8, frameon=False)
+            ax.annotate(i, (x, y), (4, 2), textcoords="offset points", fontsize=6, zorder=3, path_effects=[withStroke(linewidth=1, foreground="white")])
+    ax.set(xlabel="x [m]", ylabel="y [m]", aspect="equal", ylim=(-600, 700), title=geometry.name)
+    ax.legend(loc="upper left", fontsize=8, frameon=False)
     return ax
 
 # %% ../nbs/00_geometry.ipynb #dd5c5f96

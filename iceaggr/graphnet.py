@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .data import DataError, replacing
+from .data import MAX_TIME, DataError, replacing
 from .geometry import Geometry, load_geometry, sensors_at
 
 # %% ../nbs/02a_graphnet.ipynb #0033781c
@@ -25,14 +25,17 @@ def graphnet_pulses(
     geometry:Geometry, # the detector that recorded them
     name="pulses", # for messages: file or table
 ) -> pd.DataFrame: # event_id, sensor_id, time, charge, auxiliary, by event and time
-    "Pulses of GraphNeT with our columns. Without `hlc` no pulse counts as auxiliary."
+    "Pulses of GraphNeT with our columns, times in whole ns as in the Kaggle data. Without `hlc` no pulse counts as auxiliary."
     missing = [c for c in ("event_no", *POSITION, "dom_time", "charge") if c not in table]
     if missing: raise DataError(f"{name}: column {', '.join(missing)} missing; it has {', '.join(map(str, table.columns))}")
     odd = table.charge.to_numpy() <= 0
     if odd.any(): raise DataError(f"{name}: column charge, event {table.event_no[odd].iloc[0]}: {int(odd.sum()):,} pulses without charge; leave them out")
+    time = np.rint(table.dom_time.to_numpy(np.float64))
+    odd = ~((time >= 0) & (time <= MAX_TIME))
+    if odd.any(): raise DataError(f"{name}: column dom_time, event {table.event_no[odd].iloc[0]}: {table.dom_time[odd].iloc[0]} is not a time from 0 to {MAX_TIME:,} ns; count the times of this event from its first pulse")
     try: sensor = sensors_at(table[list(POSITION)].to_numpy(), geometry)
     except ValueError as e: raise DataError(f"{name}: columns {', '.join(POSITION)}: {e}") from None
-    pulses = pd.DataFrame(dict(event_id=table.event_no.to_numpy(np.int64), sensor_id=sensor.astype(np.int16), time=table.dom_time.to_numpy(np.float64),
+    pulses = pd.DataFrame(dict(event_id=table.event_no.to_numpy(np.int64), sensor_id=sensor.astype(np.int16), time=time.astype(np.int64),
                                charge=table.charge.to_numpy(np.float64), auxiliary=table.hlc.to_numpy() != 1 if "hlc" in table else False))
     return pulses.sort_values(["event_id", "time"], kind="stable", ignore_index=True)
 

@@ -142,7 +142,7 @@ def make_batch(
     counts, # (D,) int64 numpy, pulses of each DOM
     metadata:dict, # what is known of the DOMs and events
     max_seq_len, # L or "auto"
-) -> dict: # the batch of the contract
+) -> dict: # packed_sequences, dom_boundaries, dom_mask, metadata
     "Packed sequences and their metadata from pulses already sorted by (event, DOM, time)."
     L = choose_seq_len(counts) if max_seq_len == "auto" else max_seq_len
     packed, boundaries, mask, global_ids, positions = pack_doms(pulses, first, counts, L)
@@ -156,7 +156,7 @@ def describe_batch(
     targets, # (B, 2) float32 tensor or None
     n_doms, # (B,) int64
     event_times=None, # (B,) float32; None: worked out from the DOMs
-) -> dict: # metadata of the contract, but for what packing adds
+) -> dict: # the metadata, but for what packing adds
     "What is known of the DOMs and events of a batch."
     features = np.empty((len(event_idx), 3), np.float32)
     for i, name in enumerate(("first_time", "charge", "n_pulses")): features[:, i] = doms[name]
@@ -193,7 +193,7 @@ def packed_batch(
     dataset, # IceCubeDataset, in either form
     indices, # numbers of the events in the data set, in the order wanted
     max_seq_len=512, # L; "auto": 128 to 1,024 by the batch's own DOMs
-) -> dict: # the batch of the contract, equal to that of `collate_dom_packing`
+) -> dict: # equal to that of `collate_dom_packing`
     "The packed batch of some events of a data set, straight from the tables of its files; their pulses were checked when these were read or prepared."
     i = dataset.numbers(indices)
     if not len(i): raise ValueError("no events to pack: the list is empty")

@@ -113,8 +113,9 @@ def padded_t1(
             mask = ids[:, None, :, None] == ids[:, None, None, :]
             attend = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = t1.encoder(packed, event_time[dom], m["dom_features"][dom, 0])
+        first, single = x, (ids[:, :, None] == ids[:, None, :]).sum(2, keepdim=True) == 1
         for block in t1.blocks: x = padded_block(block, x, attend)
-        tokens.append(x)
+        tokens.append(torch.where(single, first, x))
     mask = batch["dom_mask"]
     return padded_pool(t1.pool, torch.cat(tokens)[mask], m["global_dom_ids"][mask], m["total_doms"])
 
@@ -136,11 +137,13 @@ def padded_t2(
     r = torch.cat([sensors[:, :3] - centre[event], SPEED_OF_LIGHT * (features[:, :1] - time[event, None])], 1)
     place = x.new_zeros(*mask.shape, 4)
     place[mask] = (r / WINDOW).clamp(-5, 5).to(x.dtype)
+    first = padded
     dx, dt = (place[:, :, None, :3] - place[:, None, :, :3]).square().sum(-1), (place[:, :, None, 3] - place[:, None, :, 3]).square()
     for block in t2.blocks:
         a, b = block.attention.interval.T[:, None, :, None, None]
         scores = (b * dt[:, None] - a * dx[:, None]).masked_fill(~mask[:, None, None, :], -torch.inf)
         padded = padded_block(block, padded, lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=scores.to(q.dtype)))
+    padded = torch.where((counts == 1)[:, None, None], first, padded)
     v = t2.head(padded_pool(t2.pool, padded[mask], event, B))
     return v * (1 + v.norm(dim=-1, keepdim=True)) * t2.kappa_scale.to(v.dtype)
 
@@ -193,9 +196,9 @@ def layer_operations(
     spans:Tensor, # (N,) tokens that attend to each other
     d_model:int, # C
 ) -> int:
-    "What a transformer block needs."
-    tokens, alone = int(spans.sum()), int((spans == 1).sum())
-    return 2 * d_model ** 2 * (3 * (tokens - alone) + 9 * tokens) + 4 * d_model * int(spans[spans > 1].square().sum())
+    "What a transformer block needs; tokens alone pass it by."
+    spans = spans[spans > 1]
+    return 24 * d_model ** 2 * int(spans.sum()) + 4 * d_model * int(spans.square().sum())
 
 def pool_operations(
     lengths:Tensor, # (N,) tokens of each segment

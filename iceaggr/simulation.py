@@ -772,7 +772,7 @@ BRIGHT = (100_000, 2_000)  # pulses and DOMs that a bright event has at least
 
 
 def bright_neutrino(rng): # dict as of sample_neutrinos, one event
-    "A muon of some 100 PeV that passes near the middle."
+    "A muon of 100 to 400 PeV that passes near the middle."
     e = sample_neutrinos(rng, 1, 0, SimulationSettings(energy=(1e8, 4e8)))
     e["vertex"] = rng.uniform(-150, 150, (1, 3)) - 700 * e["lepton"]
     return e
