@@ -20,7 +20,8 @@ def pages():
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 png = base64.b64decode("".join(output["data"]["image/png"]))
-                parts.append(f"![An event in the detector]({picture})")
+                caption = re.search(r'fig-cap: "(.*)"', source)[1]
+                parts.append(f"![An event in the detector]({picture})\n\n*{caption}*")
             elif "text/markdown" in output.get("data", {}):
                 parts.append("".join(output["data"]["text/markdown"]))
     return "\n\n".join(parts) + "\n", png

@@ -1,4 +1,4 @@
-"""Append the result of a training run to benchmarks/results/runs.csv, which notebooks read.
+"""Append the result of a training run to benchmarks/results/pretrained.csv, which notebooks read.
 
     python data_scripts/record_run.py RUN METRICS --hardware "2 cores of ..." [--trained-on NAME]
 
@@ -14,7 +14,7 @@ parser.add_argument("run", type=Path)
 parser.add_argument("metrics", type=Path)
 parser.add_argument("--hardware", required=True)
 parser.add_argument("--trained-on", help="name of the data set of the run, where it is not the one that was predicted")
-parser.add_argument("--out", type=Path, default=Path("benchmarks/results/runs.csv"))
+parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pretrained.csv"))
 args = parser.parse_args()
 
 settings, metrics = json.loads((args.run / "settings.json").read_text()), json.loads(args.metrics.read_text())
