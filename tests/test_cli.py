@@ -70,9 +70,10 @@ def test_too_few_events_to_keep_any_back(tiny_dataset, tmp_path):
 
 
 def test_simulation_takes_what_to_simulate(tmp_path):
-    done = call("simulate", "--events", 40, "--out", tmp_path / "data", "--double-cascades", 0.3, "--bundles", 0.4, "--directions", "atmospheric", "--saturation")
+    done = call("simulate", "--events", 40, "--out", tmp_path / "data", "--double-cascades", 0.3, "--bundles", 0.4, "--directions", "atmospheric", "--saturation", "--dead-doms", 0)
     assert done.returncode == 0, done.stderr
     assert {"double_cascade", "muon_bundle"} < set(pd.read_parquet(tmp_path / "data/truth.parquet").type)
+    assert json.loads((tmp_path / "data/simulation.json").read_text())["dead_doms"] == 0
     assert call("simulate", "--events", 40, "--out", tmp_path / "none", "--bundles", 2).returncode == 2 and not (tmp_path / "none").exists()
 
 
