@@ -14,10 +14,10 @@ import pandas as pd
 from iceaggr.model import HierarchicalTransformer
 
 
-def stage_row(data, run):
+def stage_row(data, run, last=False):
     "What is known of a run."
     settings, log = json.loads((run / "settings.json").read_text()), pd.read_csv(run / "log.csv")
-    best = log.loc[log.held_out_mean_degrees.idxmin()]
+    best = log.iloc[-1] if last else log.loc[log.held_out_mean_degrees.idxmin()]
     trained = settings["train_events"] * (settings["train"]["held_out"] - 1) // settings["train"]["held_out"]
     return {"data": data, "events trained on": f"{trained:,}", "epochs": f"{best.epoch:.0f} of {len(log)}", "steps": f"{best.step:,.0f}", "minutes": f"{log.minutes.iloc[-1]:.0f}", "peak learning rate": f"{settings['train']['lr']:g}",
             "seed": settings["train"]["seed"], "commit": settings["commit"]}
@@ -29,7 +29,7 @@ def table(rows):
     return "\n".join(["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(str(r[k]) for k in head) + " |" for r in rows)])
 
 
-def card(name, model, stages, metrics, hardware):
+def card(name, model, stages, metrics, hardware, choice):
     "The model card."
     kinds = {k["name"].replace("_", " "): k for k in metrics["by"].get("type", [])}
     errors = [{"angular error [degrees]": what, "model": f"{m:.2f}", "line fit": f"{b:.2f}"} for what, m, b in (
@@ -44,11 +44,11 @@ Weights for `HierarchicalTransformer.from_pretrained("{name}")`: {sum(p.numel() 
 
 {table(stages)}
 
-On {hardware}. Epochs are chosen by a tenth of the training events that is kept back.
+On {hardware}. {choice}
 
 ## How good it is
 
-{metrics["n_events"]:,} events of file {", ".join(map(str, metrics["batches"]))} of the data set `{metrics["data"]["name"]}`, on which nothing was trained or chosen:
+{metrics["n_events"]:,} events of file {", ".join(map(str, metrics["batches"]))} of the data set `{metrics["data"]["name"]}`, on which nothing was trained:
 
 {table(errors)}
 
@@ -66,12 +66,14 @@ if __name__ == "__main__":
     parser.add_argument("metrics", type=Path)
     parser.add_argument("--stage", nargs=2, action="append", required=True, metavar=("DATA", "RUN"))
     parser.add_argument("--hardware", required=True)
+    parser.add_argument("--last", metavar="WHY", help="the weights of the last run are those of its last epoch, and why")
     parser.add_argument("--out", type=Path, default=Path("iceaggr/pretrained"))
     args = parser.parse_args()
     run = Path(args.stage[-1][1])
     metrics, settings = json.loads(args.metrics.read_text()), json.loads((run / "settings.json").read_text())
     if set(metrics["batches"]) & set(settings["train_batches"]): parser.error(f"the last stage was trained on files {settings['train_batches']}, and is judged on {metrics['batches']}")
-    text = card(args.name, HierarchicalTransformer.load(run), [stage_row(data, Path(r)) for data, r in args.stage], metrics, args.hardware)
+    text = card(args.name, HierarchicalTransformer.load(run), [stage_row(data, Path(r), args.last and r == args.stage[-1][1]) for data, r in args.stage], metrics, args.hardware,
+                args.last or "Epochs are chosen by a tenth of the training events that is kept back.")
     args.out.mkdir(exist_ok=True)
     part = args.out / f".{args.name}.{os.getpid()}"
     shutil.copyfile(run / "best.safetensors", part)

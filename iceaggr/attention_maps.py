@@ -50,7 +50,7 @@ class AttentionMaps(NamedTuple):
     pooling: Tensor      # (T, Q) weights of the pooling, each column sums to 1
     output: Tensor       # (C,) embedding of the DOM, or (3,) direction times kappa
     coordinates: Tensor | None # (T, 4) x, y, z, c t as the scores of T2 have them [m / WINDOW]
-    difference: float    # largest, between the outputs of the model's layers and those that the weights give
+    difference: float    # largest, between the outputs of the model's layers and those that the weights give, as a share of the largest output
 
 @contextmanager
 def listening(
@@ -75,7 +75,7 @@ def maps_of(
         if coordinates is not None: coordinates = coordinates[tokens]
         w, out = attention_weights(attention, x_in[tokens], segments, coordinates)
         weights.append(w)
-        off = max(off, float((out - y[tokens]).abs().max()))
+        off = max(off, float((out - y[tokens]).abs().max() / y[tokens].abs().max()))
     x = pool.norm(x[tokens])
     pooling = torch.full((len(x), 1), 1 / len(x)) if pool.logits is None else pool.logits(x).softmax(0)
     return torch.stack(weights), pooling, coordinates, off

@@ -43,7 +43,7 @@ from .data import DataError, EventBatchSampler, IceCubeDataset, all_batches, fin
 from .direction import angles_to_vector, angular_error, vmf_loss, vmf_quantile
 from .distributed import fair_share, on_first, process_group, rank, share_weights, sum_gradients, sum_over, world_size
 from .geometry import Geometry
-from .model import HierarchicalTransformer, predict_dataset, save_weights
+from .model import WEIGHTS_VERSION, HierarchicalTransformer, predict_dataset, save_weights
 from .packing import PackedBatches, packed_batch, split_batch, to_device
 
 # %% ../nbs/11_training.ipynb #642caec1
@@ -119,7 +119,7 @@ def update_average(
 # %% ../nbs/11_training.ipynb #dcc5d252
 def new_state() -> dict:
     "What a run knows of itself before its first step."
-    return dict(epoch=0, batch=0, step=0, seconds=0., lr=0., best=math.inf, best_weights=None, finished=False, log=[], skipped=[], in_a_row=0, epoch_loss=0., epoch_events=0, epoch_seconds=0., epoch_skipped=0)
+    return dict(version=WEIGHTS_VERSION, epoch=0, batch=0, step=0, seconds=0., lr=0., best=math.inf, best_weights=None, finished=False, log=[], skipped=[], in_a_row=0, epoch_loss=0., epoch_events=0, epoch_seconds=0., epoch_skipped=0)
 
 CHECKPOINTS = "state.pt", "state.previous.pt"
 
@@ -190,7 +190,7 @@ def read_checkpoint(
                 file.seek(0)
                 saved = torch.load(file, map_location="cpu", weights_only=True)
             except Exception as e: damaged.append(f"{path} cannot be read ({type(e).__name__}): it is truncated or damaged"); continue
-        if not new_state().keys() <= saved.keys(): raise ValueError(f"{path} was written by an earlier version: train into a new folder, with --init {run / 'last.safetensors'} to start from its weights")
+        if not new_state().keys() <= saved.keys() or saved["version"] != WEIGHTS_VERSION: raise ValueError(f"{path} was written by another version: train into a new folder")
         if damaged: warnings.warn(f"{damaged[0]}; going on from the checkpoint before it, step {saved['step']}")
         return saved, path
     if damaged: raise ValueError(f"{'; '.join(damaged)}. Train into a new folder, with --init {run / 'last.safetensors'} to start from the last weights")
