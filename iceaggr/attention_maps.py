@@ -279,7 +279,6 @@ def plot_event_pooling(
             ax.annotate("", end, start + 0.98 * (end - start), arrowprops=dict(arrowstyle="-|>", color=arrow.colour, lw=0, mutation_scale=12))
         ax.set(xlabel="x [m]", ylabel=f"{'xyz'[b]} [m]", aspect="equal", xlim=(-680, 680), ylim=(-680, 680))
     fig.colorbar(points, ax=axes, label="first pulse [ns]", shrink=0.85)
-    axes[0].legend(frameon=False, fontsize=8, loc="upper left")
-    for share in (0.01, 0.05): axes[1].scatter([], [], s=4000 * share, c="#8c8c8c", label=f"{share:.0%} of the weight")
-    axes[1].legend(frameon=False, fontsize=8, loc="upper left")
+    for share in (0.01, 0.05): axes[0].scatter([], [], s=4000 * share, c="#8c8c8c", label=f"{100 * share:.0f} % of the weight")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return fig
