@@ -107,6 +107,7 @@ def event_attention(
     "What T2 does with the DOMs of one event."
     t2, batch = model.t2, collate_dom_packing([event], model.settings.max_seq_len)
     doms, sensors = batch["metadata"]["dom_features"], batch["metadata"]["sensor_ids"]
+    if len(doms) < 2: raise ValueError(f"event {int(event['event_id'])} has a single DOM: nothing to attend to")
     if len(doms) > t2.max_doms: raise ValueError(f"event {int(event['event_id'])} has {len(doms)} DOMs, more than the model's max_doms={t2.max_doms}")
     with listening([*(b.attention for b in t2.blocks), t2.pool]) as calls: vector = t2.vector(**model.t2_batch(batch))[0]
     weights, pooling, coordinates, off = maps_of(calls, torch.arange(len(doms)), torch.zeros(len(doms)))
