@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['EXACT', 'SLACK', 'TILE', 'SMALL', 'INTERVAL', 'WINDOWS', 'SMALL_BATCH', 'segment_mask_mod', 'dense_attention',
            'Group', 'padded_group', 'block_bias', 'tile_bias', 'tile_groups', 'GroupedPart', 'batched_attention',
-           'segment_means', 'GroupedLayout', 'segment_block_mask', 'ordered_blocks', 'compiled_flex_attention',
-           'PackedLayout', 'interval_channels', 'SegmentAttention', 'SquaredReLU', 'Block', 'SegmentPool', 'layers',
-           'map_parts', 'one_core_threads']
+           'segment_means', 'GroupedLayout', 'segment_block_mask', 'ordered_blocks', 'alone', 'token_count',
+           'compiled_flex_attention', 'PackedLayout', 'interval_channels', 'SegmentAttention', 'SquaredReLU', 'Block',
+           'SegmentPool', 'layers', 'map_parts', 'one_core_threads']
 
 # %% ../nbs/06_attention.ipynb #c966a54f
 import functools
@@ -247,6 +247,22 @@ def ordered_blocks(
     indices = torch.argsort(blocks.int(), dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32)[:, None].contiguous(), indices.int()[:, None].contiguous()
 
+# %% ../nbs/06_attention.ipynb #0592c452
+def alone(
+    segment_ids:Tensor, # (S, L) segment of each token, contiguous in each row, -1 in padding
+) -> Tensor: # (S, L) bool
+    "Which tokens have a segment to themselves?"
+    change = (segment_ids[:, 1:] != segment_ids[:, :-1]).to(torch.uint8)
+    return (F.pad(change, (1, 0), value=1) & F.pad(change, (0, 1), value=1)).bool()
+
+def token_count(
+    n:int, # tokens, or rows of them
+    least:int=128, # what the number shall be a multiple of
+) -> int: # at least n, one of four sizes an octave, a multiple of `least`
+    "Round a number up, so that compiled kernels meet few shapes."
+    step = max(1 << max((n - 1).bit_length() - 3, 0), least)
+    return -(-n // step) * step
+
 # %% ../nbs/06_attention.ipynb #7bb7a3a2
 @functools.cache
 def compiled_flex_attention(): # compiled on first use: importing stays cheap where there is no GPU
@@ -271,8 +287,7 @@ class PackedLayout:
         self.pool_tokens = (pool_ids.reshape(-1) >= 0).nonzero().squeeze(1)
         self.pool_ids = pool_ids.reshape(-1)[self.pool_tokens]
         self.block_mask = segment_block_mask(segment_ids) if kernel == "flex" else None
-        change = (segment_ids[:, 1:] != segment_ids[:, :-1]).to(torch.uint8)
-        self.single = (F.pad(change, (1, 0), value=1) & F.pad(change, (0, 1), value=1)).bool().view(-1, 1)    # (S * L, 1) tokens alone in their segment
+        self.single = alone(segment_ids).view(-1, 1)           # (S * L, 1)
 
     def segments(self, x:Tensor) -> Tensor: return x # (N, C): in the order given already
 
