@@ -2,7 +2,8 @@
 
     python data_scripts/publish_weights.py NAME METRICS --stage "simulated events" RUN [--stage "PPC events, files 1 to 3" RUN] --hardware "1 core of ..."
 
-METRICS is the metrics.json that `iceaggr evaluate` wrote for predictions of the last run; stages are the runs that the weights went through, in order."""
+METRICS is the metrics.json that `iceaggr evaluate` wrote for predictions with these weights; stages are the runs that they went through, in order. With --average FOLDER, made by average_weights.py, they are the average of
+the first run and of all others, each of which went on from the first."""
 import argparse
 import json
 import os
@@ -66,14 +67,14 @@ if __name__ == "__main__":
     parser.add_argument("metrics", type=Path)
     parser.add_argument("--stage", nargs=2, action="append", required=True, metavar=("DATA", "RUN"))
     parser.add_argument("--hardware", required=True)
-    parser.add_argument("--last", metavar="WHY", help="the weights of the last run are those of its last epoch, and why")
+    parser.add_argument("--average", nargs=2, metavar=("FOLDER", "HOW"), help="where the average of the runs is, and how it was made")
     parser.add_argument("--out", type=Path, default=Path("iceaggr/pretrained"))
     args = parser.parse_args()
-    run = Path(args.stage[-1][1])
-    metrics, settings = json.loads(args.metrics.read_text()), json.loads((run / "settings.json").read_text())
+    run, last = Path(args.average[0] if args.average else args.stage[-1][1]), Path(args.stage[-1][1])
+    metrics, settings = json.loads(args.metrics.read_text()), json.loads((last / "settings.json").read_text())
     if set(metrics["batches"]) & set(settings["train_batches"]): parser.error(f"the last stage was trained on files {settings['train_batches']}, and is judged on {metrics['batches']}")
-    text = card(args.name, HierarchicalTransformer.load(run), [stage_row(data, Path(r), args.last and r == args.stage[-1][1]) for data, r in args.stage], metrics, args.hardware,
-                args.last or "Epochs are chosen by a tenth of the training events that is kept back.")
+    stages = [stage_row(data, Path(r), bool(args.average) and i > 0) for i, (data, r) in enumerate(args.stage)]
+    text = card(args.name, HierarchicalTransformer.load(run), stages, metrics, args.hardware, args.average[1] if args.average else "Epochs are chosen by a tenth of the training events that is kept back.")
     args.out.mkdir(exist_ok=True)
     part = args.out / f".{args.name}.{os.getpid()}"
     shutil.copyfile(run / "best.safetensors", part)

@@ -17,24 +17,27 @@ from iceaggr.training import predict_with_truth
 WEIGHTS = Path(iceaggr.__file__).parent / "pretrained"
 
 
-def check(dataset, degrees):
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    "Events with the detector of the weights."
+    return IceCubeDataset(simulate_dataset(tmp_path_factory.mktemp("simulated") / "data", 500, seed=77, events_per_file=500, geometry=load_geometry(WEIGHTS / "small.safetensors"), progress=False))
+
+
+@pytest.mark.parametrize("name", ["small", "base"])
+def test_on_simulated_events(simulated, name):
     "The mean error, and whether kappa is honest."
-    error, kappa, _ = predict_with_truth(HierarchicalTransformer.from_pretrained("small"), dataset)
-    assert float(torch.rad2deg(error.mean())) < degrees
+    error, kappa, _ = predict_with_truth(HierarchicalTransformer.from_pretrained(name), simulated)
+    assert float(torch.rad2deg(error.mean())) < 22
     assert 0.6 < float((error <= vmf_quantile(kappa, 0.68)).double().mean()) < 0.78
 
 
-def test_on_simulated_events(tmp_path):
-    root = simulate_dataset(tmp_path / "data", 500, seed=77, events_per_file=500, geometry=load_geometry(WEIGHTS / "small.safetensors"), progress=False)
-    check(IceCubeDataset(root), 24)
-
-
 @pytest.mark.skipif("ICEAGGR_PPC" not in os.environ, reason="needs full-physics events: ICEAGGR_PPC")
-def test_on_full_physics_events():
+@pytest.mark.parametrize("name", ["small", "base"])
+def test_on_full_physics_events(name):
     dataset = IceCubeDataset(os.environ["ICEAGGR_PPC"], batch_ids=[4])
     some = np.sort(np.random.default_rng(0).choice(len(dataset), 1_000, replace=False))
-    error, _, _ = predict_with_truth(HierarchicalTransformer.from_pretrained("small"), dataset, some)
-    assert float(torch.rad2deg(error.mean())) < 21
+    error, _, _ = predict_with_truth(HierarchicalTransformer.from_pretrained(name), dataset, some)
+    assert float(torch.rad2deg(error.mean())) < 18
 
 
 def test_small_enough_and_described():

@@ -1,0 +1,56 @@
+"""Average the weights of runs that went on from the same weights, and calibrate the average on the events that these runs kept back.
+
+    python data_scripts/average_weights.py OUT --start FILE --share 0.5 --runs RUN [RUN ...] --data DIR
+
+FILE holds the weights that all RUNs (folders made by `iceaggr train --init FILE`) started from; they count for the given share of the average, the last weights of the runs equally for the rest.
+Several shares may be given: the one with the smallest mean error on the events kept back is taken. OUT is a folder like that of a run: best.safetensors, and the settings and the log of the first RUN."""
+import argparse
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from iceaggr.data import IceCubeDataset, left_out
+from iceaggr.model import HierarchicalTransformer
+from iceaggr.training import TrainSettings, calibrate, validate
+
+
+def average(start, models, share):
+    "A model whose parameters are those of `start` for a share, and of the others for the rest."
+    model = copy.deepcopy(start)
+    with torch.no_grad():
+        for p, *others in zip(model.parameters(), *(m.parameters() for m in models)): p.mul_(share).add_(sum(others), alpha=(1 - share) / len(models))
+    return model
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--start", type=Path, required=True)
+    parser.add_argument("--share", type=float, nargs="+", required=True)
+    parser.add_argument("--runs", type=Path, nargs="+", required=True)
+    parser.add_argument("--data", required=True)
+    args = parser.parse_args()
+    facts = [json.loads((run / "settings.json").read_text()) for run in args.runs]
+    if len({(tuple(f["train_batches"]), f["train"]["held_out"], f["train"]["valid_events"]) for f in facts}) > 1: parser.error("the runs were trained on different events, so that none is left to all to judge by")
+    for run, f in zip(args.runs, facts):
+        if not f["train"]["minutes"] and len(pd.read_csv(run / "log.csv")) < f["train"]["epochs"]: parser.error(f"{run} has not ended: go on with iceaggr train --resume")
+    settings = TrainSettings(**facts[0]["train"])
+    train = IceCubeDataset(args.data, batch_ids=facts[0]["train_batches"])
+    held_out = left_out(train, settings.held_out, settings.valid_events)
+    start, models, found = HierarchicalTransformer.load(args.start), [HierarchicalTransformer.load(run / "last.safetensors") for run in args.runs], {}
+    for share in args.share:
+        model = average(start, models, share)
+        model.t2.kappa_scale.fill_(1.)
+        found[share] = (metrics := validate(model, train, held_out))["mean_degrees"], model
+        print(f"share {share:g}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()) + f", on {len(held_out):,} events kept back", flush=True)
+    share = min(found, key=lambda s: found[s][0])
+    model = found[share][1]
+    factor = calibrate(model, train, held_out)
+    args.out.mkdir(parents=True, exist_ok=True)
+    model.save(args.out / "best.safetensors")
+    for name in ("settings.json", "log.csv"): shutil.copyfile(args.runs[0] / name, args.out / name)
+    print(f"share {share:g} taken, kappa scaled by {factor:.3f}: {args.out}")
