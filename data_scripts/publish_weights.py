@@ -37,9 +37,10 @@ def card(name, model, stages, metrics, hardware, choice):
         ("all events, mean", metrics["model"]["mean_degrees"], metrics["line_fit"]["mean_degrees"]), ("all events, median", metrics["model"]["median_degrees"], metrics["line_fit"]["median_degrees"]),
         *((f"{k}, median", v["model"]["median"], v["line_fit"]["median"]) for k, v in kinds.items()))]
     coverage = ", ".join(f"{k} % cone: {100 * v:.1f} %" for k, v in metrics["calibration"]["coverage"].items())
+    factor, power = model.t2.calibration.tolist()
     return f"""# {name}
 
-Weights for `HierarchicalTransformer.from_pretrained("{name}")`: {sum(p.numel() for p in model.parameters()):,} parameters. Directions of neutrinos seen by IceCube's 86 strings, from pulses with time, charge, sensor and auxiliary flag; kappa is calibrated on events kept back from training (factor {float(model.t2.kappa_scale):.3f}).
+Weights for `HierarchicalTransformer.from_pretrained("{name}")`: {sum(p.numel() for p in model.parameters()):,} parameters. Directions of neutrinos seen by IceCube's 86 strings, from pulses with time, charge, sensor and auxiliary flag; kappa is calibrated on events kept back from training (factor {factor:.3f}, power {power:.3f}).
 
 ## How it was made
 

@@ -66,7 +66,7 @@ class EventTransformer(nn.Module):
         if max_doms < 1: raise ValueError(f"max_doms must be at least 1; got {max_doms}")
         self.max_doms, self.kernel = max_doms, kernel
         self.register_buffer("sensors", sensor_table(Geometry.nominal() if geometry is None else geometry))
-        self.register_buffer("kappa_scale", torch.ones(()))   # of a calibration after training
+        self.register_buffer("calibration", torch.ones(2))    # factor and power of kappa, set after training
         self.embed = nn.Linear(d_dom or d_model, d_model)
         self.encoder = DOMEncoder(d_model)
         self.blocks = nn.ModuleList(Block(d_model, n_heads, dropout, interval=True) for _ in range(n_layers))
@@ -118,7 +118,12 @@ class EventTransformer(nn.Module):
             return x + self.encoder(sensors[doms], dom_features[doms], time[event], centre[event]), (torch.cat([r, t], 1) / WINDOW).clamp(-5, 5)
         x = self.attend(tokens, keep, dom_to_event_idx[keep], counts.clamp(max=self.max_doms))
         with torch.autocast(x.device.type, enabled=False): v = self.head(x.to(self.embed.weight.dtype))   # three digits of bfloat16 are 0.2 degrees
-        return v * ((1 + v.norm(dim=-1, keepdim=True)) * self.kappa_scale.to(v.dtype))
+        return self.calibrated(v * (1 + v.norm(dim=-1, keepdim=True)))
+
+    def calibrated(self, v:Tensor) -> Tensor: # (B, 3) -> (B, 3)
+        "Vectors of length kappa to vectors of length factor * kappa ** power."
+        factor, power = self.calibration.to(v.dtype)
+        return v * (factor * v.norm(dim=-1, keepdim=True).clamp(min=1e-6) ** (power - 1))
 
     def attend(self,
         tokens, # function from numbers of DOMs to (n, d_model), and their coordinates (n, 4) or None

@@ -145,7 +145,8 @@ def padded_t2(
         padded = padded_block(block, padded, lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=scores.to(q.dtype)))
     padded = torch.where((counts == 1)[:, None, None], first, padded)
     v = t2.head(padded_pool(t2.pool, padded[mask], event, B))
-    return v * (1 + v.norm(dim=-1, keepdim=True)) * t2.kappa_scale.to(v.dtype)
+    length, (factor, power) = v.norm(dim=-1, keepdim=True), t2.calibration.to(v.dtype)
+    return v / length * factor * (length + length ** 2) ** power
 
 def padded_vector(model:HierarchicalTransformer, batch:dict, scores:str="flex") -> Tensor: # (B, 3)
     "T1 and T2 with padding: what `model.vector` gives, the long way."

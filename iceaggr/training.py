@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CHECKPOINTS', 'LOG_COLUMNS', 'ECHO', 'RUN_FILES', 'TrainSettings', 'lr_factor', 'MuonAdamW', 'update_average',
            'new_state', 'has_checkpoint', 'save_state', 'write_copies', 'write_skipped_steps', 'read_checkpoint',
-           'load_state', 'predict_with_truth', 'validate', 'coverage_scale', 'calibrate', 'stop_signal',
-           'loss_backward', 'random_state', 'train_step', 'Pace', 'Job', 'epoch_batches', 'epoch_loader', 'train_epoch',
-           'step_seed', 'skip_step', 'fit', 'end_epoch', 'copied', 'finish', 'plot_log', 'LiveCurves', 'in_notebook',
-           'train', 'start_from', 'source_commit', 'choose_batches', 'claim_run', 'changed_facts']
+           'load_state', 'predict_with_truth', 'validate', 'coverage_scale', 'coverage_power', 'calibrate',
+           'stop_signal', 'loss_backward', 'random_state', 'train_step', 'Pace', 'Job', 'epoch_batches', 'epoch_loader',
+           'train_epoch', 'step_seed', 'skip_step', 'fit', 'end_epoch', 'copied', 'finish', 'plot_log', 'LiveCurves',
+           'in_notebook', 'train', 'start_from', 'source_commit', 'choose_batches', 'claim_run', 'changed_facts']
 
 # %% ../nbs/11_training.ipynb #e995fa20
 import copy
@@ -251,18 +251,32 @@ def coverage_scale(
         low, high = (middle, high) if inside > coverage else (low, middle)
     return math.exp(middle)
 
+def coverage_power(
+    error:Tensor, # (B,) angular errors [rad]
+    kappa:Tensor, # (B,) predicted
+    coverage:float=0.68, # share of the events wanted in their cones
+) -> float: # 1: right; below 1: the sure ones are too sure
+    "Power of kappa with which, scaled, the sure half of the events and the other half have equal shares within their cones."
+    low, high, sure = 0.5, 2., kappa > kappa.median()
+    for _ in range(30):                                        # the larger the power, the narrower the cones of the sure ones
+        middle = (low + high) / 2
+        inside = (error <= vmf_quantile(kappa ** middle * coverage_scale(error, kappa ** middle, coverage), coverage)).double()
+        low, high = (middle, high) if inside[sure].mean() > inside[~sure].mean() else (low, middle)
+    return middle
+
 def calibrate(
-    model:HierarchicalTransformer, # its kappa_scale is set
+    model:HierarchicalTransformer, # its calibration is set
     dataset, # IceCubeDataset with targets
     indices, # events that it was not trained on
     precision:str="float32",
-) -> float: # kappa_scale
-    "Make 68 % of some events lie within their 68 % cones; fewer than fifty say too little."
-    model.t2.kappa_scale.fill_(1.)
-    if len(indices) < 50: return 1.
+) -> tuple: # factor and power of kappa
+    "Make 68 % of some events lie within their 68 % cones, of the sure ones and of the others; fewer than five hundred give a factor alone, fewer than fifty nothing."
+    model.t2.calibration.fill_(1.)
+    if len(indices) < 50: return 1., 1.
     error, kappa, _ = predict_with_truth(model, dataset, indices, precision)
-    model.t2.kappa_scale.fill_(coverage_scale(error, kappa))
-    return float(model.t2.kappa_scale)
+    power = coverage_power(error, kappa) if len(indices) >= 500 else 1.
+    model.t2.calibration.copy_(torch.tensor([coverage_scale(error, kappa ** power), power]))
+    return tuple(model.t2.calibration.tolist())
 
 # %% ../nbs/11_training.ipynb #f197a7f4
 @contextmanager
@@ -484,7 +498,7 @@ def fit(
     state = load_state(run, model, average, optimizer) if resume else new_state()
     if resume: model.check_geometry(train_ds.geometry)         # the checkpoint brought its own
     share_weights(model); share_weights(average)
-    model.t2.kappa_scale.fill_(1.); average.t2.kappa_scale.fill_(1.)
+    model.t2.calibration.fill_(1.); average.t2.calibration.fill_(1.)
     held_out = left_out(train_ds, settings.held_out, settings.valid_events)
     if not len(held_out): raise DataError(f"{len(train_ds)} training events are too few: one of {settings.held_out} is kept back")
     motions, middle = grid_motions(train_ds.geometry)
@@ -535,7 +549,7 @@ def copied(
 def finish(
     job:Job,
 ):
-    "Set the kappa_scale of the run's best weights."
+    "Calibrate the run's best weights."
     best = copy.deepcopy(job.average)
     best.load_state_dict(job.state["best_weights"])
     calibrate(best, job.train_ds, job.held_out, job.settings.precision)
