@@ -85,7 +85,7 @@ def maps_of(
 def dom_attention(
     model:HierarchicalTransformer, # at rest: `model.eval()`
     event:dict, # of a data set
-    sensor_id:int, # one of its hit DOMs
+    sensor_id:int, # one of its DOMs with two pulses or more
 ) -> AttentionMaps:
     "What T1 does with the pulses of one DOM."
     t1, batch = model.t1, collate_dom_packing([event], model.settings.max_seq_len)
@@ -93,6 +93,7 @@ def dom_attention(
     if sensor_id not in hit: raise ValueError(f"sensor {sensor_id} was not hit in event {int(event['event_id'])}")
     batch["metadata"]["event_times"] = batch_event_times(batch["metadata"])      # of the whole event
     alone = take_doms(batch, hit.index(sensor_id), hit.index(sensor_id) + 1)
+    if int(alone["metadata"]["dom_features"][0, 2]) < 2: raise ValueError(f"sensor {sensor_id} has a single pulse in event {int(event['event_id'])}: nothing to attend to")
     with listening([*(b.attention for b in t1.blocks), t1.pool]) as calls: embedding = t1.embed_packed(alone, 64, "dense")[0]
     cells = pulse_offsets(alone)[0]
     pulses = alone["packed_sequences"].reshape(-1, 4)[cells].numpy()
