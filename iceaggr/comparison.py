@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QUANTILES', 'read_with_truth', 'size_table', 'charge_table', 'muon_lines', 'along_and_off', 'track_residuals',
-           'residual_table', 'hit_probability', 'event_summaries', 'telling_apart']
+           'residual_table', 'hit_probability', 'above_and_below', 'event_summaries', 'telling_apart']
 
 # %% ../nbs/03a_comparison.ipynb #7cbc75ab
 from pathlib import Path
@@ -112,6 +112,26 @@ def hit_probability(
         total += np.histogram(d[s > d / TAN_C], edges)[0]
     hit = residuals[residuals.residual.between(*window)].drop_duplicates(["event", "sensor_id"])
     return np.histogram(hit.distance, edges)[0] / total
+
+# %% ../nbs/03a_comparison.ipynb #c35117bb
+def above_and_below(
+    pulses:pd.DataFrame, truth:pd.DataFrame, # of `read_with_truth`
+    geometry:Geometry,
+    edges=(15, 40, 70, 110, 170, 250), # of the distances [m]
+) -> tuple: # for each distance: charge above over charge below a cascade, and its standard error
+    "How much more light of contained cascades the DOMs above them get than those below."
+    inside = (np.hypot(truth.vertex_x, truth.vertex_y) < 450) & (truth.vertex_z.abs() < 450) & truth.energy.between(1_500, 30_000) & (truth.type == "cascade")
+    chosen = np.flatnonzero(inside)
+    clear, charge = pulses[~pulses.auxiliary & pulses.event.isin(chosen)], np.zeros((len(chosen), len(geometry)))
+    np.add.at(charge, (np.searchsorted(chosen, clear.event), clear.sensor_id.to_numpy()), clear.charge.to_numpy())
+    seen = np.zeros((len(chosen), len(edges) - 1, 2, 2))                                          # cascade, distance, below or above, charge and DOMs
+    for i, (event, vertex) in enumerate(zip(chosen, truth[["vertex_x", "vertex_y", "vertex_z"]].to_numpy()[chosen])):
+        r = np.linalg.norm(offset := geometry.xyz - vertex, axis=1)
+        for side, some in enumerate((offset[:, 2] < -0.6 * r, offset[:, 2] > 0.6 * r)):
+            for k, weight in enumerate((charge[i] / truth.e_deposited.to_numpy()[event], None)): seen[i, :, side, k] = np.histogram(r[some], edges, weights=None if weight is None else weight[some])[0]
+    of = lambda s: (lambda total: (total[:, 1, 0] / total[:, 1, 1]) / (total[:, 0, 0] / total[:, 0, 1]))(s.sum(0))
+    rng = np.random.default_rng(0)
+    return of(seen), np.std([of(seen[rng.integers(0, len(seen), len(seen))]) for _ in range(100)], 0)
 
 # %% ../nbs/03a_comparison.ipynb #97120bed
 def event_summaries(
