@@ -4,7 +4,7 @@
 
 nbdev processes a copy of the notebooks as it does for Quarto: imports and exported cells run, and the documentation of each function is made.
 Then: every notebook in the sidebar, in order, and in the table of index.ipynb; front matter with title and description; internal links, pictures and
-anchors that exist; a caption for every figure; docstrings, and a comment for every parameter."""
+anchors that exist; a caption for every figure, no output over 300 kB; docstrings, and a comment for every parameter."""
 import ast
 import json
 import os
@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 import yaml
 
+LARGEST = 300_000                                             # bytes of an output of a notebook
 FIGURES = ("image/png", "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json")
 UNNAMED = ("forward", "step", "zero_grad", "state_dict", "load_state_dict", "param_groups")      # torch's own names, explained there
 
@@ -115,9 +116,11 @@ def front_matter(notebook): # -> dict
 
 
 def page_faults(page, notebook): # path, processed notebook -> faults
-    "Title and description, and captions of figures."
+    "Title and description, captions of figures, sizes of outputs."
     faults = [f"{page}: no {what}" for what in ("title", "description", "output-file") if not front_matter(notebook).get(what)]
     for c in notebook["cells"]:
+        size = max((len(json.dumps(o)) for o in c.get("outputs", [])), default=0)
+        if size > LARGEST: faults.append(f"{page}: an output of {size / 1000:.0f} kB: {''.join(c['source'])[:60]!r}")
         drawn = any(k in o.get("data", {}) for o in c.get("outputs", []) for k in FIGURES)
         if drawn and "fig-cap:" not in "".join(c["source"]): faults.append(f"{page}: a figure has no fig-cap: {''.join(c['source'])[:60]!r}")
     return faults

@@ -182,7 +182,8 @@ def plot_weights(
             picture = ax.imshow(maps.weights[l, h], cmap=colours, norm=norm, interpolation="nearest")
             ax.set_title(f"layer {l}, head {h}", fontsize=8)
             ax.tick_params(labelsize=7)
-            ax.set(xlabel=f"{name} looked at" if l == len(axes) - 1 else "", ylabel=f"{name} that looks" if h == 0 else "")
+            ax.set_xlabel(f"{name} looked at" if l == len(axes) - 1 else "", fontsize=8)
+            ax.set_ylabel(f"{name} that looks" if h == 0 else "", fontsize=8)
     return picture
 
 def plot_dom(

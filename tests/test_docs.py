@@ -38,6 +38,8 @@ def test_missing_front_matter_and_captions_are_found():
     drawn = dict(cell_type="code", source="plot()", outputs=[dict(data={"image/png": ""})])
     assert check_docs.page_faults("a", notebook(dict(drawn, source='#| fig-cap: "A."\nplot()'))) == []
     assert len(check_docs.page_faults("a", notebook(drawn))) == 1
+    large = dict(cell_type="code", source="show()", outputs=[dict(data={"text/html": "x" * 300_000})])
+    assert ["output of 300 kB" in f for f in check_docs.page_faults("a", notebook(large))] == [True]
     assert len(check_docs.page_faults("a", notebook(front="title: A\noutput-file: a.html"))) == 1
     assert len(check_docs.page_faults("a", dict(cells=[dict(cell_type="markdown", source="text")]))) == 3
 

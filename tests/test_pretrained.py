@@ -1,5 +1,6 @@
 """The weights that come with the package."""
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ from iceaggr.direction import vmf_quantile
 from iceaggr.geometry import load_geometry
 from iceaggr.model import HierarchicalTransformer
 from iceaggr.simulation import simulate_dataset
-from iceaggr.training import predict_with_truth
+from iceaggr.training import calibrate, predict_with_truth
+
+sys.path.append(str(Path(__file__).parents[1] / "data_scripts"))
+from average_weights import average
 
 WEIGHTS = Path(iceaggr.__file__).parent / "pretrained"
 
@@ -29,6 +33,25 @@ def test_on_simulated_events(simulated, name):
     error, kappa, _ = predict_with_truth(HierarchicalTransformer.from_pretrained(name), simulated)
     assert float(torch.rad2deg(error.mean())) < 22
     assert 0.6 < float((error <= vmf_quantile(kappa, 0.68)).double().mean()) < 0.78
+
+
+def test_calibration_covers_the_sure_half_like_the_other(simulated):
+    model = HierarchicalTransformer.from_pretrained("small")
+    model.t2.calibration.copy_(torch.tensor([0.5, 1.4]))                # replaced, not built upon
+    factor, power = calibrate(model, simulated, np.arange(len(simulated)))
+    error, kappa, _ = predict_with_truth(model, simulated)
+    inside, sure = (error <= vmf_quantile(kappa, 0.68)).double(), kappa > kappa.median()
+    assert power != 1 and abs(float(inside.mean()) - 0.68) <= 0.004 and abs(float(inside[sure].mean() - inside[~sure].mean())) < 0.02
+    assert calibrate(model, simulated, np.arange(100))[1] == 1 and calibrate(model, simulated, np.arange(49)) == (1., 1.)
+    untouched = HierarchicalTransformer.from_pretrained("small")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), untouched.parameters()))
+
+
+def test_average_of_weights():
+    a, b, c = (HierarchicalTransformer("small") for _ in range(3))
+    found, start = average(a, [b, c], 0.2), [p.clone() for p in a.parameters()]
+    for p, x, y, z in zip(found.parameters(), a.parameters(), b.parameters(), c.parameters()): torch.testing.assert_close(p, 0.2 * x + 0.4 * y + 0.4 * z)
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), start))
 
 
 @pytest.mark.skipif("ICEAGGR_PPC" not in os.environ, reason="needs full-physics events: ICEAGGR_PPC")
