@@ -83,7 +83,7 @@ class DOMTransformer(nn.Module):
             if start < deep:
                 own = ids[start:min(start + size, deep)]
                 n = own.numel()
-                own = pad_rows(own, size, -1) if own.is_cuda else own
+                own = pad_rows(own, -1) if own.is_cuda else own
                 y = PackedLayout(own, own, 0, kernel).through(self.blocks, F.pad(x[:n], (0, 0, 0, own.numel() - n)))
                 x = torch.cat([y[:n], x[n:]])
             tokens.append(x)
@@ -113,8 +113,7 @@ def rows_with_layers(
 
 def pad_rows(
     x:Tensor, # (s, L)
-    most:int, # largest number of rows
-    fill=0, # value of the new rows
-) -> Tensor: # rows padded to one of four numbers an octave, multiples of eight (at most `most`)
+    fill, # value of the new rows
+) -> Tensor: # rows padded to one of four numbers an octave, multiples of eight
     "Round the number of rows up, so that compiled kernels meet few shapes."
-    return F.pad(x, (0, 0, 0, min(token_count(len(x), 8), max(most, len(x))) - len(x)), value=fill)
+    return F.pad(x, (0, 0, 0, token_count(len(x), 8) - len(x)), value=fill)
