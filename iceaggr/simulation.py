@@ -6,22 +6,23 @@
 __all__ = ['KINDS', 'MIXES', 'RADIUS', 'HALF_HEIGHT', 'LEAD', 'NUCLEON_MASS', 'EARTH_RADIUS', 'ENERGY_GRID', 'DOUBLE_ENERGY',
            'ION_LOSS', 'HARD', 'SOFT', 'MAX_LENGTH', 'CLEARER', 'PHASE_INDEX', 'GROUP_INDEX', 'COS_C', 'SIN_C', 'TAN_C',
            'LIGHT_PER_METRE', 'NEAR', 'NEAR_POINT', 'METRES_PER_GEV', 'SECONDARIES', 'SCATTERING_SCALE',
-           'ABSORPTION_SCALE', 'FORWARD', 'CASCADE_SHAPE', 'CASCADE_NORM', 'ACCEPTANCE', 'PANDEL_LAMBDA', 'PANDEL_TAU',
-           'ONSET', 'SMALL_ANGLE', 'PANDEL_ICE', 'JITTER', 'MAX_PE', 'MAX_DRAWN', 'MIN_MU', 'END_FADE', 'TAU_LENGTH',
-           'BUNDLE_WIDTH', 'NOISE_RATE', 'NOISE_FOLLOWERS', 'NOISE_GAP', 'LATE_SHARE', 'AFTER_PULSES', 'SPE',
-           'CHARGE_STEP', 'LAUNCH', 'THRESHOLD', 'STAMP', 'MERGE', 'FINE', 'COARSE', 'HLC_WINDOW', 'SMT', 'SMT_WINDOW',
-           'BEFORE', 'AFTER', 'TRIGGER_TIME', 'SPAN', 'CHUNK', 'TRUTH_COLUMNS', 'CANDIDATES', 'BRIGHT', 'DEAD_DOMS',
-           'VERSION', 'SimulationSettings', 'power_law', 'isotropic', 'tilt', 'atmospheric_weight', 'atmospheric',
-           'came_from', 'cylinder_entry', 'sample_neutrinos', 'sample_energies', 'sample_bundles', 'loss_rates',
-           'propagate_muons', 'muon_length', 'LayeredIce', 'diffusion_lengths', 'near_light', 'point_fluence',
-           'track_fluence', 'cascade_profile', 'dom_acceptance', 'track_time', 'pandel_scale', 'small_angle_delay',
-           'track_delay', 'cascade_delay', 'Detector', 'dot', 'pairs_within', 'point_pairs', 'track_pairs',
-           'shower_maximum', 'cascade_light', 'draw_photons', 'muon_light', 'hadronic_light', 'event_light',
-           'tau_decays', 'muons_light', 'noise_hits', 'spe_charge', 'late_pulses', 'window_starts', 'find_launches',
-           'local_coincidence', 'smt_trigger', 'pulse_starts', 'saturated', 'read_out', 'detect', 'bright_neutrino',
-           'bright_event', 'truth_table', 'triggered_events', 'simulate_chunk', 'make_detector', 'simulate_events',
-           'pulse_frame', 'chunks_in_order', 'write_table', 'write_batch', 'claim_folder', 'write_settings',
-           'simulate_dataset', 'write_batches', 'demo_dataset']
+           'ABSORPTION_SCALE', 'FORWARD', 'CASCADE_SHAPE', 'CONE_WIDTH', 'CASCADE_NORM', 'CASCADE_MEAN', 'LEAN',
+           'ACCEPTANCE', 'TRACK_ACCEPTANCE', 'PANDEL_LAMBDA', 'PANDEL_TAU', 'ONSET', 'SMALL_ANGLE', 'PANDEL_ICE',
+           'JITTER', 'MAX_PE', 'MAX_DRAWN', 'MIN_MU', 'END_FADE', 'TURNED', 'TAU_LENGTH', 'BUNDLE_WIDTH', 'NOISE_RATE',
+           'NOISE_FOLLOWERS', 'NOISE_GAP', 'LATE_SHARE', 'AFTER_PULSES', 'SPE', 'CHARGE_STEP', 'LAUNCH', 'THRESHOLD',
+           'STAMP', 'MERGE', 'FINE', 'COARSE', 'HLC_WINDOW', 'SMT', 'SMT_WINDOW', 'BEFORE', 'AFTER', 'TRIGGER_TIME',
+           'SPAN', 'CHUNK', 'TRUTH_COLUMNS', 'CANDIDATES', 'BRIGHT', 'DEAD_DOMS', 'VERSION', 'SimulationSettings',
+           'power_law', 'isotropic', 'tilt', 'atmospheric_weight', 'atmospheric', 'came_from', 'cylinder_entry',
+           'sample_neutrinos', 'sample_energies', 'sample_bundles', 'loss_rates', 'propagate_muons', 'muon_length',
+           'LayeredIce', 'diffusion_lengths', 'near_light', 'point_fluence', 'track_fluence', 'cascade_profile',
+           'dom_acceptance', 'track_time', 'pandel_scale', 'small_angle_delay', 'track_delay', 'cascade_delay',
+           'Detector', 'dot', 'pairs_within', 'point_pairs', 'track_pairs', 'shower_maximum', 'cascade_light',
+           'draw_photons', 'muon_light', 'hadronic_light', 'event_light', 'tau_decays', 'muons_light', 'noise_hits',
+           'spe_charge', 'late_pulses', 'window_starts', 'find_launches', 'local_coincidence', 'smt_trigger',
+           'pulse_starts', 'saturated', 'read_out', 'detect', 'bright_neutrino', 'bright_event', 'truth_table',
+           'triggered_events', 'simulate_chunk', 'make_detector', 'simulate_events', 'pulse_frame', 'chunks_in_order',
+           'write_table', 'write_batch', 'claim_folder', 'write_settings', 'simulate_dataset', 'write_batches',
+           'demo_dataset']
 
 # %% ../nbs/03_simulation.ipynb #81460296
 import json, math, multiprocessing, os, shutil, sys, tempfile, zlib
@@ -276,7 +277,7 @@ PHASE_INDEX, GROUP_INDEX = 1.32, 1.36
 COS_C = 1 / PHASE_INDEX; SIN_C = math.sqrt(1 - COS_C**2); TAN_C = SIN_C / COS_C  # Cherenkov angle: 41 degrees
 LIGHT_PER_METRE = 80.0  # C [m]: photo-electrons per metre of bare muon, square metre of DOM and unit of fluence
 NEAR, NEAR_POINT = (0.15, 12.0), (0.25, 35.0)  # more light than the closed forms have, at a track or a point, and how far it reaches [m]
-METRES_PER_GEV = 5.8  # of bare muon, for an electromagnetic cascade; 5.3 by theory, this by the light of cascades against that of tracks in PPC events
+METRES_PER_GEV = 6.0  # of bare muon, for an electromagnetic cascade; 5.3 by theory, this by the light of cascades against that of tracks in PPC events
 SECONDARIES = 0.29 / 5.3  # GeV/m of the muon's small secondaries that becomes light
 SCATTERING_SCALE, ABSORPTION_SCALE = 1.0, 0.70  # of the ice lengths in the expectation
 
@@ -307,14 +308,16 @@ def track_fluence(d, lam_e, lam_a): # 1/m
 # %% ../nbs/03_simulation.ipynb #7ecd4834
 FORWARD = 0.6  # slope with the cosine that diffusion keeps
 CASCADE_SHAPE = (2.61, 0.39)  # exp(-a |cos - cos_c|^b), the angular shape of cascades in PPC
+CONE_WIDTH = 0.12  # of the cosine: scattering by small angles rounds the cone's edge
 
 
-def _cascade_norm(n:int=200_001):
-    c = np.linspace(-1, 1, n)
-    return np.mean(np.exp(-CASCADE_SHAPE[0] * np.abs(c - COS_C) ** CASCADE_SHAPE[1]))
+def _cone(cosine): return np.exp(-CASCADE_SHAPE[0] * np.hypot(cosine - COS_C, CONE_WIDTH) ** CASCADE_SHAPE[1])
 
-CASCADE_NORM = float(_cascade_norm())
-ACCEPTANCE = (0.85, 0.28)  # slope of a DOM's acceptance with the cosine, near by and far away
+_c = np.linspace(-1, 1, 200_001)
+CASCADE_NORM, CASCADE_MEAN = float(_cone(_c).mean()), float(np.average(_c, weights=_cone(_c)))
+LEAN = (0.6, 35.0)  # more ahead and less behind near a cascade, as in PPC, and how far that reaches [m]
+ACCEPTANCE = (1.1, 0.39)  # slope of a DOM's acceptance with the cosine, near by and far away, for the light of a point
+TRACK_ACCEPTANCE = 0.8  # of these slopes for the light of a track, which comes from a stretch of it
 
 
 def cascade_profile(
@@ -323,7 +326,8 @@ def cascade_profile(
     lam_e:np.ndarray, # effective scattering length [m]
 ): # relative to isotropic
     "Emission of a cascade by angle, washed out by scattering."
-    peak = np.exp(-CASCADE_SHAPE[0] * np.abs(cosine - COS_C) ** CASCADE_SHAPE[1]) / CASCADE_NORM
+    lean = LEAN[0] * np.exp(-r / LEAN[1])
+    peak = _cone(cosine) / CASCADE_NORM * (1 + lean * cosine) / (1 + lean * CASCADE_MEAN)
     keep = np.exp(-r / (3.3 * lam_e))
     return keep * peak + (1 - keep) * (1 + FORWARD * cosine)
 
@@ -331,10 +335,11 @@ def cascade_profile(
 def dom_acceptance(
     cosine:np.ndarray, # z of the light's direction: +1 = going up, into the PMT
     r:np.ndarray, lam_e:np.ndarray, # distance and effective scattering length [m]
+    share:float=1.0, # of the slope
 ): # relative to isotropic light
     "Acceptance of a DOM by the direction of the light, in hole ice, washed out by scattering."
     keep = np.exp(-r / lam_e)
-    return np.maximum(1 + (ACCEPTANCE[0] * keep + ACCEPTANCE[1] * (1 - keep)) * cosine, 0.05)
+    return np.maximum(1 + share * (ACCEPTANCE[0] * keep + ACCEPTANCE[1] * (1 - keep)) * cosine, 0.05)
 
 # %% ../nbs/03_simulation.ipynb #1310e51d
 PANDEL_LAMBDA, PANDEL_TAU = 33.3, 557.0  # m, ns
@@ -370,7 +375,8 @@ def track_delay(
     "Gamma distribution of the delay of a track's light."
     d_eff = 3.1 - 3.9 * cosine + 4.6 * cosine**2 + 0.84 * d
     shape = d_eff / (PANDEL_LAMBDA * lam_e / PANDEL_ICE)
-    return shape * 0.76 * np.clip(d / 125, 0.02, 1.3) ** 0.22 / near_light(d), pandel_scale(lam_a)
+    shape = shape * 0.8 * np.clip(d / 125, 0.02, 1.3) ** 0.22 - 0.17 * np.minimum(d / 40, 1) * cosine
+    return np.maximum(shape, 0.01) / near_light(d), pandel_scale(lam_a)
 
 
 def cascade_delay(
@@ -379,9 +385,9 @@ def cascade_delay(
     kz:np.ndarray, # z of the light's direction
     lam_e:np.ndarray, lam_a:np.ndarray, # effective scattering and absorption length [m]
 ): # shape, scale [ns]
-    "Gamma distribution of the delay of a cascade's light; off the Cherenkov cone it scatters more."
-    shape = (2.5 * (1 - kz) + r) / 135 * np.sqrt(np.clip(r / 75, 0.1, 3)) + 0.7 * np.maximum(COS_C - cosine, 0) * (1 - np.exp(-(r / 50) ** 1.5))
-    return shape / near_light(r) * PANDEL_ICE / lam_e, pandel_scale(lam_a)
+    "Gamma distribution of the delay of a cascade's light; off the Cherenkov cone, and into the back of a PMT, it scatters more."
+    shape = (2.5 + r) / 140 * np.sqrt(np.clip(r / 75, 0.1, 3)) - 0.22 * np.minimum(r / 40, 1) * kz + 0.48 * np.maximum(COS_C - cosine, 0) * (1 - np.exp(-r / 40))
+    return np.maximum(shape, 0.02) / near_light(r) * PANDEL_ICE / lam_e, pandel_scale(lam_a)
 
 # %% ../nbs/03_simulation.ipynb #30c68775
 MAX_PE = 2000  # drawn per pair of source and DOM; the rest goes into their weights
@@ -502,6 +508,7 @@ def draw_photons(
 
 # %% ../nbs/03_simulation.ipynb #42bc779c
 END_FADE = 15.0  # m over which light beyond the ends of a track fades
+TURNED = 25.0  # m within which a track's light keeps to its Cherenkov cone; light from further off has turned, and comes from the nearest point
 
 
 def muon_light(
@@ -520,11 +527,12 @@ def muon_light(
     node = np.searchsorted((nodes + row[:, None]).ravel(), inside + row[source], side="right") - 1 - source * nodes.shape[1]
     E = np.maximum((energies[source, node] + ION_LOSS / b) * np.exp(-b * (inside - nodes[source, node])) - ION_LOSS / b, 0.1)
     light = 1.188 + 0.0206 * np.log(np.maximum(E, 1)) + b * E * METRES_PER_GEV
-    path = offset - inside[:, None] * u[source]
-    r = np.maximum(np.sqrt(dot(path, path)), 0.2); kz = path[:, 2] / r
-    lam_e, lam_a = detector.ice.average(position[source, 2] + inside * u[source, 2], detector.xyz[sensor, 2])
+    r = np.maximum(np.hypot(s - inside, d), 0.2)
+    seen = np.clip(s - d / TAN_C * np.exp(-d / TURNED), 0, length[source])  # where the light seems to come from
+    kz = (offset[:, 2] - seen * u[source, 2]) / np.maximum(np.hypot(s - seen, d), 0.2)
+    lam_e, lam_a = detector.ice.average(position[source, 2] + seen * u[source, 2], detector.xyz[sensor, 2])
     beyond = np.abs(emission - inside)  # light of the track's ends reaches further by scattering only
-    mu = LIGHT_PER_METRE * light * track_fluence(d, lam_e, lam_a) * detector.efficiency[sensor] * dom_acceptance(kz, d, lam_e) * np.exp(-beyond / END_FADE)
+    mu = LIGHT_PER_METRE * light * track_fluence(d, lam_e, lam_a) * detector.efficiency[sensor] * dom_acceptance(kz, d, lam_e, TRACK_ACCEPTANCE) * np.exp(-beyond / END_FADE)
     shape, scale = track_delay(d + beyond, kz, lam_e, lam_a)
     t = time[source] + np.where(beyond > 0, inside + GROUP_INDEX * r, SPEED_OF_LIGHT * track_time(s, d)) / SPEED_OF_LIGHT
     return draw_photons(rng, source, sensor, t, mu, shape, scale, d + beyond)
@@ -918,7 +926,7 @@ def write_batch(
                          "last_pulse_index": last, "azimuth": truth.azimuth.to_numpy(), "zenith": truth.zenith.to_numpy()})
 
 # %% ../nbs/03_simulation.ipynb #0249e1c4
-VERSION = 2  # of the simulation: raise it when the same seed gives other events
+VERSION = 3  # of the simulation: raise it when the same seed gives other events
 
 
 def claim_folder(
