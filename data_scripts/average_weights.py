@@ -28,6 +28,13 @@ def average(start, models, share):
     return model
 
 
+def best_share(figures):
+    "Of shares with their summaries on the events kept back, the one with the smallest mean error among those that do not lean in zenith."
+    upright = {share: m["mean_degrees"] for share, m in figures.items() if abs(m["bias_zenith_degrees"]) <= 1.5 * m["se_bias_zenith_degrees"]}
+    if not upright: raise ValueError("every share leans in zenith: give smaller ones, or train the runs for longer")
+    return min(upright, key=upright.get)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -43,16 +50,14 @@ if __name__ == "__main__":
     settings = TrainSettings(**facts[0]["train"])
     train = IceCubeDataset(args.data, batch_ids=facts[0]["train_batches"])
     held_out = left_out(train, settings.held_out, settings.valid_events)
-    start, models, found, truth = HierarchicalTransformer.load(args.start), [HierarchicalTransformer.load(run / "last.safetensors") for run in args.runs], {}, event_truth(train, args.data)
+    start, models, figures, truth = HierarchicalTransformer.load(args.start), [HierarchicalTransformer.load(run / "last.safetensors") for run in args.runs], {}, event_truth(train, args.data)
     for share in args.share:
-        model = average(start, models, share)
-        table = predict_dataset(model, train, held_out, progress=False)
-        m = summary(event_errors(table, truth[truth.event_id.isin(table.event_id)]))
-        if abs(m["bias_zenith_degrees"]) <= 1.5 * m["se_bias_zenith_degrees"]: found[share] = m["mean_degrees"], model
+        table = predict_dataset(average(start, models, share), train, held_out, progress=False)
+        m = figures[share] = summary(event_errors(table, truth[truth.event_id.isin(table.event_id)]))
         print(f"share {share:g}: mean error {m['mean_degrees']:.3f} degrees, median {m['median_degrees']:.3f}, offset in zenith {m['bias_zenith_degrees']:+.2f} +- {m['se_bias_zenith_degrees']:.2f}, on {len(held_out):,} events kept back", flush=True)
-    if not found: parser.error("every share leans in zenith: give smaller ones, or train the runs for longer")
-    share = min(found, key=lambda s: found[s][0])
-    model = found[share][1]
+    try: share = best_share(figures)
+    except ValueError as error: parser.error(str(error))
+    model = average(start, models, share)
     factor, power = calibrate(model, train, held_out)
     args.out.mkdir(parents=True, exist_ok=True)
     model.save(args.out / "best.safetensors")

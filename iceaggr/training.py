@@ -14,6 +14,7 @@ __all__ = ['CHECKPOINTS', 'LOG_COLUMNS', 'ECHO', 'RUN_FILES', 'TrainSettings', '
 import copy
 import dataclasses
 import functools
+import importlib.util
 import io
 import json
 import math
@@ -619,7 +620,7 @@ def train(
         on_first(lambda: claim_run(run, facts, resume))
         if on_bad_event == "skip": on_first(lambda: write_skipped([train_ds.skipped, valid_ds.skipped], run / "skipped.csv"))
         log = fit(model, train_ds, valid_ds, run, settings, resuming, workers, progress, on_epoch=LiveCurves() if progress and in_notebook() else None)
-        if len(log) and rank() == 0:
+        if len(log) and rank() == 0 and importlib.util.find_spec("matplotlib"):  # GPU machines may lack it
             with replacing(run / "curves.png") as part: plot_log(log).savefig(part, format="png", dpi=120)
     return log
 

@@ -16,7 +16,7 @@ from iceaggr.simulation import simulate_dataset
 from iceaggr.training import calibrate, predict_with_truth
 
 sys.path.append(str(Path(__file__).parents[1] / "data_scripts"))
-from average_weights import average
+from average_weights import average, best_share
 
 WEIGHTS = Path(iceaggr.__file__).parent / "pretrained"
 
@@ -52,6 +52,12 @@ def test_average_of_weights():
     found, start = average(a, [b, c], 0.2), [p.clone() for p in a.parameters()]
     for p, x, y, z in zip(found.parameters(), a.parameters(), b.parameters(), c.parameters()): torch.testing.assert_close(p, 0.2 * x + 0.4 * y + 0.4 * z)
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), start))
+
+
+def test_share_of_an_average_that_does_not_lean():
+    figure = lambda mean, bias: dict(mean_degrees=mean, bias_zenith_degrees=bias, se_bias_zenith_degrees=0.4)
+    assert best_share({0.0: figure(16.2, 0.1), 0.2: figure(16.0, -0.5), 0.5: figure(15.9, 0.7)}) == 0.2      # the best one leans
+    with pytest.raises(ValueError, match="leans"): best_share({0.5: figure(15.9, 0.7), 0.8: figure(16, -2)})
 
 
 @pytest.mark.skipif("ICEAGGR_PPC" not in os.environ, reason="needs full-physics events: ICEAGGR_PPC")
