@@ -18,7 +18,7 @@ import torch
 from iceaggr.ablations import ABLATIONS, Ablation, WithoutInterval, predict_rotated
 from iceaggr.baselines import FlatTransformer, PlainFlatTransformer, fit_tracks
 from iceaggr.data import IceCubeDataset
-from iceaggr.evaluation import evaluate, event_truth, line_fit_events
+from iceaggr.evaluation import calibration, evaluate, event_errors, event_truth, line_fit_events
 from iceaggr.model import model_settings, predict_dataset
 from iceaggr.training import TrainSettings, choose_batches, fit, source_commit
 
@@ -45,12 +45,14 @@ def trained(method, args, test):
 
 def table_row(method, predictions, test, args, training):
     "A row of the table."
-    truth, lines = event_truth(test, args.data), line_fit_events(test)
-    metrics = evaluate(predictions, truth[truth.event_id.isin(predictions.event_id)], lines[lines.event_id.isin(predictions.event_id)])
+    truth, lines = (t[t.event_id.isin(predictions.event_id)] for t in (event_truth(test, args.data), line_fit_events(test)))
+    metrics, events = evaluate(predictions, truth, lines), event_errors(predictions, truth, lines)
     row = dict(method=method, commit=source_commit(), seed=args.seed, **training, hardware=args.hardware, data=Path(args.data).resolve().name, events=metrics["n_events"],
                mean=metrics["model"]["mean_degrees"], median=metrics["model"]["median_degrees"], line_fit_mean=metrics["line_fit"]["mean_degrees"])
     row |= {f"median_{k['name']}": k["model"]["median"] for k in metrics["by"].get("type", [])}
-    return row | {f"coverage_{k}": v for k, v in metrics["calibration"].get("coverage", {}).items()}
+    row |= {f"coverage_{k}": v for k, v in metrics["calibration"].get("coverage", {}).items()}
+    kinds = dict(tracks=events.type != "cascade", cascades=events.type == "cascade", below_50_pulses=events.n_pulses < 50, over_300_pulses=events.n_pulses > 300) if row.get("coverage_68") is not None and "type" in events else {}
+    return row | {f"coverage_68_{name}": calibration(events[some])["coverage"]["68"] for name, some in kinds.items()}
 
 
 if __name__ == "__main__":

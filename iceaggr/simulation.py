@@ -313,8 +313,9 @@ CONE_WIDTH = 0.12  # of the cosine: scattering by small angles rounds the cone's
 
 def _cone(cosine): return np.exp(-CASCADE_SHAPE[0] * np.hypot(cosine - COS_C, CONE_WIDTH) ** CASCADE_SHAPE[1])
 
-_c = np.linspace(-1, 1, 200_001)
-CASCADE_NORM, CASCADE_MEAN = float(_cone(_c).mean()), float(np.average(_c, weights=_cone(_c)))
+def _cone_moments(c=np.linspace(-1, 1, 200_001)): return float(_cone(c).mean()), float(np.average(c, weights=_cone(c)))
+
+CASCADE_NORM, CASCADE_MEAN = _cone_moments()  # over the sphere: mean of the shape, mean cosine of the light
 LEAN = (0.6, 35.0)  # more ahead and less behind near a cascade, as in PPC, and how far that reaches [m]
 ACCEPTANCE = (1.1, 0.39)  # slope of a DOM's acceptance with the cosine, near by and far away, for the light of a point
 TRACK_ACCEPTANCE = 0.8  # of these slopes for the light of a track, which comes from a stretch of it
