@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from iceaggr.data import DataError, EventBatchSampler, IceCubeDataset, PulseBlocks, dom_order, event_time_reference, find_batches, map_arrow, prepare, read_meta, split_batches
 from iceaggr.faults import BATCH, META, put, write_tiny
+from iceaggr.simulation import simulate_dataset
 
 def rewrite(root, file, change, **options):
     "Change a table of a data set."
@@ -458,3 +460,20 @@ def test_blocks_and_pieces_of_any_size(events, piece, block, random):
     for k in range(len(n)):                                                               # the k-th event that came is event order[k]
         e = source[start[k]:start[k] + n[k]]
         assert np.array_equal(a.gather(np.array([order[k]])), e[np.argsort(e[:, 0], kind="stable")])
+
+
+def test_join_datasets(tmp_path):
+    "Events of several data sets keep their pulses and truth; ids are new, and refused are an existing folder and another detector."
+    parts = [simulate_dataset(tmp_path / name, 60, seed=seed, events_per_file=30, progress=False) for name, seed in (("a", 1), ("b", 2))]
+    join = lambda out, *files: subprocess.run([sys.executable, str(Path(__file__).parents[1] / "data_scripts/join_datasets.py"), str(tmp_path / out), *files], capture_output=True, text=True)
+    done = join("both", f"{parts[0]}:2:20", f"{parts[1]}:1", f"{parts[1]}:2")
+    assert done.returncode == 0, done.stderr
+    both, wanted = IceCubeDataset(tmp_path / "both"), [(IceCubeDataset(parts[k], batch_ids=[f]), i) for k, f, n in ((0, 2, 20), (1, 1, 30), (1, 2, 30)) for i in range(n)]
+    assert len(both) == 80 and [int(both[i]["event_id"]) for i in range(80)] == list(range(80))
+    for i, (ds, j) in enumerate(wanted):
+        for key in ("pulse_features", "target"): assert torch.equal(both[i][key], ds[j][key])
+    truth = pd.read_parquet(tmp_path / "both/truth.parquet")
+    assert np.array_equal(truth.energy[20:], pd.read_parquet(parts[1] / "truth.parquet").energy) and truth.batch_id.tolist() == [101] * 20 + [102] * 30 + [103] * 30
+    assert "already" in join("both", f"{parts[0]}:1").stderr
+    (parts[1] / "sensor_geometry.csv").write_text(re.sub(r"(?m)^(\d+),(-?[\d.]+)", lambda m: f"{m[1]},{float(m[2]) + 5}", (parts[1] / "sensor_geometry.csv").read_text()))
+    assert "another detector" in join("other", f"{parts[0]}:1", f"{parts[1]}:1").stderr and not (tmp_path / "other").exists()
