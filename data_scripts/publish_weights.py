@@ -2,8 +2,8 @@
 
     python data_scripts/publish_weights.py NAME METRICS --stage "simulated events" RUN [--stage "PPC events, files 1 to 3" RUN] --hardware "1 core of ..."
 
-METRICS is the metrics.json that `iceaggr evaluate` wrote for predictions with these weights; stages are the runs that they went through, in order. With --average FOLDER, made by average_weights.py, they are the average of
-the first run and of all others, each of which went on from the first."""
+METRICS is the metrics.json that `iceaggr evaluate` wrote for predictions with these weights; stages are the runs that they went through, in order. With --average FOLDER, made by average_weights.py, the weights
+are those there, made of the last weights of the runs in the way that HOW tells."""
 import argparse
 import json
 import os
