@@ -29,6 +29,7 @@ if __name__ == "__main__":
     metas, truths, n = [], [], 0
     for number, (folder, batch, most) in enumerate(parts, 101):
         meta = pd.read_parquet(folder / "train_meta.parquet").query("batch_id == @batch").sort_values("first_pulse_index")[:most]
+        if not len(meta): parser.error(f"{folder} has no events of a file {batch} in train_meta.parquet: name another file")
         truth = meta[["batch_id", "event_id", "azimuth", "zenith"]].merge(pd.read_parquet(folder / "truth.parquet"), on=["batch_id", "event_id"], validate="one_to_one")
         pulses = pd.read_parquet(folder / "train" / f"batch_{batch}.parquet").reset_index(drop=True)[:meta.last_pulse_index.iloc[-1] + 1]
         ids = n + np.arange(len(meta))

@@ -474,6 +474,6 @@ def test_join_datasets(tmp_path):
         for key in ("pulse_features", "target"): assert torch.equal(both[i][key], ds[j][key])
     truth = pd.read_parquet(tmp_path / "both/truth.parquet")
     assert np.array_equal(truth.energy[20:], pd.read_parquet(parts[1] / "truth.parquet").energy) and truth.batch_id.tolist() == [101] * 20 + [102] * 30 + [103] * 30
-    assert "already" in join("both", f"{parts[0]}:1").stderr
+    assert "already" in join("both", f"{parts[0]}:1").stderr and "no events of a file 7" in join("none", f"{parts[0]}:7").stderr and not (tmp_path / "none").exists()
     (parts[1] / "sensor_geometry.csv").write_text(re.sub(r"(?m)^(\d+),(-?[\d.]+)", lambda m: f"{m[1]},{float(m[2]) + 5}", (parts[1] / "sensor_geometry.csv").read_text()))
     assert "another detector" in join("other", f"{parts[0]}:1", f"{parts[1]}:1").stderr and not (tmp_path / "other").exists()

@@ -1,5 +1,6 @@
 """Runs that are killed, interrupted, or find the disk full: nothing is lost, and a resume ends with the weights of an undisturbed run."""
 import errno
+import importlib.util
 import os
 import random
 import resource
@@ -185,3 +186,14 @@ def test_interrupted_with_another_optimiser_and_clock(data, tmp_path):
     assert short(tmp_path / "two", stop_at=12).attrs["interrupted"]
     log = short(tmp_path / "two", resume=True)
     assert 1. <= log.minutes.iloc[-1] < 1.1 and not log.attrs["interrupted"]
+
+
+def test_a_run_without_matplotlib(data, tmp_path, monkeypatch):
+    "GPU machines may lack it: the weights and the log are there, the curves are not."
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "matplotlib" else find(name, *rest))
+    run_training(data, tmp_path / "run", epochs=1)
+    assert (tmp_path / "run/best.safetensors").exists() and len(pd.read_csv(tmp_path / "run/log.csv")) == 1 and not (tmp_path / "run/curves.png").exists()
+    monkeypatch.undo()
+    run_training(data, tmp_path / "other", epochs=1)
+    assert (tmp_path / "other/curves.png").exists()
