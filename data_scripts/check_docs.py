@@ -4,7 +4,7 @@
 
 nbdev processes a copy of the notebooks as it does for Quarto: imports and exported cells run, and the documentation of each function is made.
 Then: every notebook in the sidebar, in order, and in the table of index.ipynb; front matter with title and description; internal links, pictures and
-anchors that exist; a caption for every figure, no output over 300 kB; docstrings, and a comment for every parameter."""
+anchors that exist; a caption for every figure, no output over 300 kB or with a folder of this machine; docstrings, and a comment for every parameter."""
 import ast
 import json
 import os
@@ -19,6 +19,7 @@ from urllib.parse import unquote
 import yaml
 
 LARGEST = 300_000                                             # bytes of an output of a notebook
+MACHINE = re.compile(r"(?<![\w./:-])/(?:home|root|tmp|work|workspace|mnt|Users|var|opt)/[\w.-]+")       # folders of whoever ran the notebook
 FIGURES = ("image/png", "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json")
 UNNAMED = ("forward", "step", "zero_grad", "state_dict", "load_state_dict", "param_groups")      # torch's own names, explained there
 
@@ -116,11 +117,14 @@ def front_matter(notebook): # -> dict
 
 
 def page_faults(page, notebook): # path, processed notebook -> faults
-    "Title and description, captions of figures, sizes of outputs."
+    "Title and description, captions of figures, sizes of outputs, folders of the machine in them."
     faults = [f"{page}: no {what}" for what in ("title", "description", "output-file") if not front_matter(notebook).get(what)]
     for c in notebook["cells"]:
         size = max((len(json.dumps(o)) for o in c.get("outputs", [])), default=0)
         if size > LARGEST: faults.append(f"{page}: an output of {size / 1000:.0f} kB: {''.join(c['source'])[:60]!r}")
+        for o in c.get("outputs", []):
+            for text in (o.get("text", ""), o.get("traceback", ""), *(v for k, v in o.get("data", {}).items() if k.startswith("text/"))):
+                if (m := MACHINE.search("".join(text))): faults.append(f"{page}: an output names {m[0]}, a folder of the machine: {''.join(c['source'])[:60]!r}")
         drawn = any(k in o.get("data", {}) for o in c.get("outputs", []) for k in FIGURES)
         if drawn and "fig-cap:" not in "".join(c["source"]): faults.append(f"{page}: a figure has no fig-cap: {''.join(c['source'])[:60]!r}")
     return faults

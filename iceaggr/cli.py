@@ -253,7 +253,7 @@ def add_simulate(p):
     "What `simulate` takes."
     p.add_argument("--events", type=positive, required=True, help="number of events")
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same events, whatever the number of workers")
-    p.add_argument("--mix", choices=("default", "ppc"), default="default", help="kinds and energies of the events")
+    p.add_argument("--mix", choices=("default", "ppc", "cascades"), default="default", help="kinds and energies of the events; cascades: as ppc, with more of what is hardest to learn")
     p.add_argument("--directions", choices=("isotropic", "atmospheric"), default="isotropic", help="where the neutrinos come from; atmospheric: as the atmosphere makes them and the Earth lets them through")
     p.add_argument("--double-cascades", type=share, default=0., metavar="SHARE", help="share of the events that are tau neutrinos with two cascades; default: 0")
     p.add_argument("--bundles", type=share, default=0., metavar="SHARE", help="share of the events that are bundles of muons from above; default: 0")
@@ -284,6 +284,7 @@ def add_train(p):
     p.add_argument("--lr", type=float, help="peak learning rate; default 3e-3")
     p.add_argument("--batch-size", type=positive, help="events a step, of all processes together; default 64")
     p.add_argument("--max-pulses", type=positive, help="most pulses a step, of all processes together; default 65536")
+    p.add_argument("--graph-pulses", type=positive, help="most pulses of a process whose graph is kept in T1; more in a step pass T1 twice and need less memory; default 16384 on a CPU, 262144 on a GPU")
     p.add_argument("--save-minutes", type=float, help="minutes between checkpoints; default 5")
     p.add_argument("--no-augment", dest="augment", action="store_false", default=None, help="show every event as it is, without motions of the detector, thinned noise and jitter")
     p.add_argument("--precision", choices=("float32", "bfloat16"), help="bfloat16: autocast")
