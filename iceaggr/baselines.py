@@ -86,7 +86,7 @@ class PlainPlaces(nn.Module):
         super().__init__()
         self.proj = nn.Linear(3, d_model)
 
-    def forward(self, sensors:Tensor, dom_features=None, event_time=None, centre=None) -> Tensor: return self.proj(sensors[:, :3] / 500)
+    def forward(self, sensors:Tensor, dom_features=None, event_time=None, centre=None, source=None) -> Tensor: return self.proj(sensors[:, :3] / 500)
 
 class PlainFlatTransformer(FlatTransformer):
     "A flat transformer with plain inputs, and scores that know nothing of space and time."

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .attention import Block, GroupedLayout, PackedLayout, SegmentPool, layers, token_count
 from .direction import vector_to_angles
 from .dom_transformer import full_precision
-from .features import DOMEncoder, event_centre, sensor_table
+from .features import DOMEncoder, event_centre, light_source, sensor_table
 from .geometry import SPEED_OF_LIGHT, Geometry
 from .packing import event_time_reference
 
@@ -106,6 +106,7 @@ class EventTransformer(nn.Module):
         if dom_features is not None:                       # of all DOMs, before any budget
             time = event_time_reference(dom_features[:, 0], dom_features[:, 1], dom_to_event_idx, batch_size) if event_times is None else event_times
             centre = event_centre(sensors[:, :3], dom_features[:, 1], dom_to_event_idx, batch_size)
+            source = light_source(sensors[:, :3], dom_features, dom_to_event_idx, time)
         keep = torch.argsort(dom_to_event_idx, stable=True)
         if int(counts.max()) > self.max_doms:
             keep = within_budget(dom_features, dom_ids, dom_to_event_idx, counts, self.max_doms)
@@ -115,7 +116,7 @@ class EventTransformer(nn.Module):
             if dom_features is None: return x + self.encoder(sensors[doms]), None
             event = dom_to_event_idx[doms]
             t, r = SPEED_OF_LIGHT * (dom_features[doms, :1] - time[event, None]), sensors[doms, :3] - centre[event]
-            return x + self.encoder(sensors[doms], dom_features[doms], time[event], centre[event]), (torch.cat([r, t], 1) / WINDOW).clamp(-5, 5)
+            return x + self.encoder(sensors[doms], dom_features[doms], time[event], centre[event], source[event]), (torch.cat([r, t], 1) / WINDOW).clamp(-5, 5)
         x = self.attend(tokens, keep, dom_to_event_idx[keep], counts.clamp(max=self.max_doms))
         with torch.autocast(x.device.type, enabled=False): v = self.head(x.to(self.embed.weight.dtype))   # three digits of bfloat16 are 0.2 degrees
         return self.calibrated(v * (1 + v.norm(dim=-1, keepdim=True)))

@@ -230,7 +230,7 @@ def whole_events(
     return counts is not None and torch.equal(torch.bincount(metadata["dom_to_event_idx"], minlength=len(counts)), counts)
 
 # %% ../nbs/10_model.ipynb #fcdd4e68
-WEIGHTS_VERSION = "3"                                          # goes up when the same weights would give something else; 2: tokens alone pass the layers by; 3: a power of kappa
+WEIGHTS_VERSION = "4"                                          # goes up when the same weights would give something else; 2: tokens alone pass the layers by; 3: a power of kappa; 4: the source of the light
 
 def read_weights(
     path, # .safetensors file, or the folder of a run: its best weights

@@ -19,7 +19,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from .attention import Block, segment_mask_mod
 from .direction import angles_to_vector, vmf_loss
 from .event_transformer import WINDOW
-from .features import PulseEncoder, event_centre, sensor_table
+from .features import PulseEncoder, event_centre, light_source, sensor_table
 from .geometry import SPEED_OF_LIGHT
 from .model import HierarchicalTransformer
 from .packing import batch_event_times, event_time_reference
@@ -129,7 +129,7 @@ def padded_t2(
     m, event, B = metadata, metadata["dom_to_event_idx"], len(metadata["event_ids"])
     sensors, features = t2.sensors[m["sensor_ids"]], m["dom_features"]
     time, centre = event_time_reference(features[:, 0], features[:, 1], event, B), event_centre(sensors[:, :3], features[:, 1], event, B)
-    x = t2.embed(dom_embeddings) + t2.encoder(sensors, features, time[event], centre[event])
+    x = t2.embed(dom_embeddings) + t2.encoder(sensors, features, time[event], centre[event], light_source(sensors[:, :3], features, event, time)[event])
     counts = torch.bincount(event, minlength=B)
     mask = torch.arange(int(counts.max()), device=x.device) < counts[:, None]           # (B, n): DOMs are in order of events
     padded = x.new_zeros(*mask.shape, x.shape[1])
@@ -224,7 +224,7 @@ def needed_operations(
     spans = torch.cat([torch.full((int(whole.sum()),), L), rest[rest > 0].cpu()])
     t1 = linear_operations(model.t1.encoder.proj, int(counts.sum())) + s.dom_layers * layer_operations(spans, s.dom_d_model) + pool_operations(counts, s.dom_d_model)
     e = model.t2.encoder
-    t2 = sum(linear_operations(layer, D) for layer in (model.t2.embed, e.place, e.light, e.moments))
+    t2 = sum(linear_operations(layer, D) for layer in (model.t2.embed, e.place, e.light, e.moments, e.source))
     t2 += s.event_layers * layer_operations(event_doms, s.event_d_model) + pool_operations(event_doms, s.event_d_model)
     t2 += sum(linear_operations(layer, len(event_doms)) for layer in model.t2.head if isinstance(layer, nn.Linear))
     return {"T1": t1, "T2": t2, "T1 + T2": t1 + t2}

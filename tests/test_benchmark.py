@@ -80,7 +80,7 @@ def test_operations_by_counting_one_by_one(preset):
             spans = [512] * (n // 512) + ([n % 512] if n % 512 else [])
             t1 += n * linear(model.t1.encoder.proj.in_features, C) + s.dom_layers * layer(C, spans) + n * linear(C, C) + (n * linear(C, 4) if n > 1 else 0)
         D, e = len(doms), model.t2.encoder
-        t2 += D * (linear(C, E) + linear(e.place.in_features, E) + linear(e.light.in_features, E) + linear(e.moments.in_features, E))
+        t2 += D * (linear(C, E) + linear(e.place.in_features, E) + linear(e.light.in_features, E) + linear(e.moments.in_features, E) + linear(e.source.in_features, E))
         t2 += s.event_layers * layer(E, [D]) + D * linear(E, E) + (D * linear(E, 4) if D > 1 else 0) + linear(E, E) + linear(E, 3)
     found = needed_operations(torch.tensor(sum(per_event, [])), torch.tensor([len(d) for d in per_event]), model)
     assert found == {"T1": t1, "T2": t2, "T1 + T2": t1 + t2}
