@@ -132,7 +132,7 @@ class GroupedPart:
         n_heads:int, # H
     ) -> Tensor: # (T, C)
         "Attention inside segments."
-        if qkv.dtype == torch.bfloat16 and qkv.requires_grad and not qkv.is_cuda:             # a CPU's backward of attention is five times slower in bfloat16
+        if qkv.dtype == torch.bfloat16 and qkv.requires_grad and not qkv.is_cuda:             # a CPU's backward of attention is slow in bfloat16
             with torch.autocast("cpu", enabled=False): return self.attend(qkv.float(), n_heads).to(qkv.dtype)
         out = []
         for g, x in zip(self.tiles, qkv.split([g.stop - g.start for g in self.tiles])):     # split, not slices: one copy in the backward

@@ -863,6 +863,7 @@ def left_out(
     events = np.arange(leave_out - 1, len(dataset), leave_out)
     return events if most is None else events[-most:]
 
+# %% ../nbs/02_data.ipynb #5e11a001
 class EventBatchSampler(torch.utils.data.Sampler):
     "Batches of like events, shuffled inside a window of few files; every event once an epoch, but for those left out."
     def __init__(self,
@@ -1009,6 +1010,7 @@ def read_prepared_events(path:Path, batch_id:int, targets:bool, skip:bool=False)
         except DataError as fault: table = table.assign(file=str(path), column="", reason=str(fault), asked=True)
     return table if not facts.get("bad_events") else _put_back(table, pd.DataFrame(facts["bad_events"]), batch_id)
 
+# %% ../nbs/02_data.ipynb #5e11a002
 def _put_back(table, left, batch_id):
     "The events that were left out, in their rows of the table of all."
     left = left.assign(batch_id=batch_id, first_pulse_index=0, last_pulse_index=0, event_id=left.event_id.astype(np.int64)).set_index("row")

@@ -69,6 +69,7 @@ class Fault(NamedTuple):
         elif path.suffix == ".csv": self.change(pd.read_csv(path)).to_csv(path, index=False)
         else: self.change(pd.read_parquet(path).reset_index(drop=self.file == META)).to_parquet(path, index=False)
 
+# %% ../nbs/14a_faults.ipynb #5e11a003
 def put(
     column:str, # of the table
     row:int, # of the table

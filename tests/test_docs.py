@@ -44,8 +44,8 @@ def test_missing_front_matter_and_captions_are_found():
     assert len(check_docs.page_faults("a", dict(cells=[dict(cell_type="markdown", source="text")]))) == 3
 
 
-@pytest.mark.parametrize("output, fault", [(dict(text=["saved to /home/ada/runs\n"]), True), (dict(data={"text/plain": ["PosixPath('/tmp/x1/a.png')"]}), True), (dict(data={"text/html": "<p>/work/a</p>"}), True),
-                                           (dict(text="runs/a.png at https://a.org/home/b, 3/tmp/4\n"), False), (dict(data={"image/png": "/tmp/abc"}), False)])
+@pytest.mark.parametrize("output, fault", [(dict(text=["saved to /home/ada/runs\n"]), True), (dict(data={"text/plain": ["PosixPath('/Users/ada/a.png')"]}), True), (dict(data={"text/html": "<p>/mnt/disk/a</p>"}), True),
+                                           (dict(text="runs/a.png at https://a.org/home/b, 3/mnt/4\n"), False), (dict(data={"image/png": "/home/abc"}), False)])
 def test_folders_of_the_machine_are_found_in_outputs(output, fault):
     assert ["a folder of the machine" in f for f in check_docs.page_faults("a", notebook(dict(cell_type="code", source="show()", outputs=[output | dict(output_type="stream")])))
             if "fig-cap" not in f] == [True] * fault
