@@ -3,7 +3,7 @@
     python data_scripts/compare_baselines.py METHOD --data DIR --train-batches 1,2,3 --test-batch 4 [--minutes 20] [--seed 0] [--lr] [--precision] --hardware "1 core of ..."
 
 METHOD: hierarchy (the small model), mean (the plain first design: mean pooling, no intervals), flat and flat-plain (first pulses of the earliest DOMs, with this project's inputs or plain ones),
-likelihood (a fit without learning, of --events events), or without-... (the small model without one of its choices).
+likelihood (a fit without learning, of --events events), or without-... and with-... (the small model without one of its choices, or with one more).
 
 Minutes are those of the processor, so that what else the machine does takes nothing from a method; with OMP_NUM_THREADS=1 they are minutes of one core."""
 import argparse
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from iceaggr.ablations import ABLATIONS, Ablation, WithoutInterval, predict_rotated
+from iceaggr.ablations import ABLATIONS, Ablation, predict_rotated
 from iceaggr.baselines import FlatTransformer, PlainFlatTransformer, fit_tracks
 from iceaggr.data import IceCubeDataset
 from iceaggr.evaluation import calibration, evaluate, event_errors, event_truth, line_fit_events
@@ -24,10 +24,10 @@ from iceaggr.training import TrainSettings, choose_batches, fit, source_commit
 
 METHODS = {
     "hierarchy": Ablation("nothing"),
-    "mean": Ablation("attention pooling, intervals", WithoutInterval, {"pool": "mean"}),
+    "mean": Ablation("attention pooling", model={"pool": "mean"}),
     "flat": Ablation("T1", FlatTransformer),
     "flat-plain": Ablation("T1, inputs", PlainFlatTransformer),
-} | {f"without-{name}": ablation for name, ablation in ABLATIONS.items()}
+} | ABLATIONS
 
 
 def trained(method, args, test):

@@ -89,10 +89,9 @@ class PlainPlaces(nn.Module):
     def forward(self, sensors:Tensor, dom_features=None, event_time=None, centre=None, source=None) -> Tensor: return self.proj(sensors[:, :3] / 500)
 
 class PlainFlatTransformer(FlatTransformer):
-    "A flat transformer with plain inputs, and scores that know nothing of space and time."
+    "A flat transformer with plain inputs."
     def __init__(self, settings="small", geometry=None):
         super().__init__(settings, geometry)
-        for block in self.t2.blocks: block.attention.interval = None
         self.t1.encoder, self.t2.encoder = PlainPulses(self.t1.encoder.proj.out_features), PlainPlaces(self.settings.event_d_model)
 
 # %% ../nbs/12b_baselines.ipynb #8ab34cf1

@@ -60,16 +60,17 @@ class EventTransformer(nn.Module):
         d_dom:int|None=None, # width of the DOM embeddings; None: d_model
         dropout:float=0.,
         kernel:str="auto", # "auto", "grouped", "flex" or "dense", as in T1
+        intervals:bool=False, # scores that know distances in space and time
     ):
         super().__init__()
         if kernel not in ("auto", "grouped", "flex", "dense"): raise ValueError(f"unknown kernel {kernel!r}")
         if max_doms < 1: raise ValueError(f"max_doms must be at least 1; got {max_doms}")
-        self.max_doms, self.kernel = max_doms, kernel
+        self.max_doms, self.kernel, self.intervals = max_doms, kernel, intervals
         self.register_buffer("sensors", sensor_table(Geometry.nominal() if geometry is None else geometry))
         self.register_buffer("calibration", torch.ones(2))    # factor and power of kappa, set after training
         self.embed = nn.Linear(d_dom or d_model, d_model)
         self.encoder = DOMEncoder(d_model)
-        self.blocks = nn.ModuleList(Block(d_model, n_heads, dropout, interval=True) for _ in range(n_layers))
+        self.blocks = nn.ModuleList(Block(d_model, n_heads, dropout, intervals) for _ in range(n_layers))
         self.pool = SegmentPool(d_model)
         self.head = nn.Sequential(nn.LayerNorm(d_model), nn.Linear(d_model, d_model), nn.GELU(), nn.Linear(d_model, 3))
 
@@ -115,8 +116,10 @@ class EventTransformer(nn.Module):
             x = full_precision(self.embed(dom_embeddings[doms].to(self.embed.weight.dtype)), self.embed.weight)
             if dom_features is None: return x + self.encoder(sensors[doms]), None
             event = dom_to_event_idx[doms]
+            x = x + self.encoder(sensors[doms], dom_features[doms], time[event], centre[event], source[event])
+            if not self.intervals: return x, None
             t, r = SPEED_OF_LIGHT * (dom_features[doms, :1] - time[event, None]), sensors[doms, :3] - centre[event]
-            return x + self.encoder(sensors[doms], dom_features[doms], time[event], centre[event], source[event]), (torch.cat([r, t], 1) / WINDOW).clamp(-5, 5)
+            return x, (torch.cat([r, t], 1) / WINDOW).clamp(-5, 5)
         x = self.attend(tokens, keep, dom_to_event_idx[keep], counts.clamp(max=self.max_doms))
         with torch.autocast(x.device.type, enabled=False): v = self.head(x.to(self.embed.weight.dtype))   # three digits of bfloat16 are 0.2 degrees
         return self.calibrated(v * (1 + v.norm(dim=-1, keepdim=True)))
