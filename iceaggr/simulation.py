@@ -16,13 +16,13 @@ __all__ = ['KINDS', 'MIXES', 'RADIUS', 'HALF_HEIGHT', 'LEAD', 'NUCLEON_MASS', 'E
            'sample_neutrinos', 'sample_energies', 'sample_bundles', 'loss_rates', 'propagate_muons', 'muon_length',
            'LayeredIce', 'diffusion_lengths', 'near_light', 'point_fluence', 'track_fluence', 'cascade_profile',
            'dom_acceptance', 'track_time', 'pandel_scale', 'small_angle_delay', 'track_delay', 'cascade_delay',
-           'Detector', 'dot', 'pairs_within', 'point_pairs', 'track_pairs', 'shower_maximum', 'cascade_light',
-           'draw_photons', 'muon_light', 'hadronic_light', 'event_light', 'tau_decays', 'muons_light', 'noise_hits',
-           'spe_charge', 'late_pulses', 'window_starts', 'find_launches', 'local_coincidence', 'smt_trigger',
-           'pulse_starts', 'saturated', 'read_out', 'detect', 'bright_neutrino', 'bright_event', 'truth_table',
-           'triggered_events', 'simulate_chunk', 'make_detector', 'simulate_events', 'pulse_frame', 'chunks_in_order',
-           'write_table', 'write_batch', 'claim_folder', 'write_settings', 'simulate_dataset', 'write_batches',
-           'demo_dataset']
+           'Detector', 'dot', 'pairs_within', 'point_pairs', 'track_pairs', 'shower_maximum', 'cascade_expectation',
+           'cascade_light', 'draw_photons', 'muon_light', 'hadronic_light', 'event_light', 'tau_decays', 'muons_light',
+           'noise_hits', 'spe_charge', 'late_pulses', 'window_starts', 'find_launches', 'local_coincidence',
+           'smt_trigger', 'pulse_starts', 'saturated', 'read_out', 'detect', 'bright_neutrino', 'bright_event',
+           'truth_table', 'triggered_events', 'simulate_chunk', 'make_detector', 'simulate_events', 'pulse_frame',
+           'chunks_in_order', 'write_table', 'write_batch', 'claim_folder', 'write_settings', 'simulate_dataset',
+           'write_batches', 'demo_dataset']
 
 # %% ../nbs/03_simulation.ipynb #81460296
 import json, math, multiprocessing, os, shutil, sys, tempfile, zlib
@@ -425,7 +425,7 @@ class Detector:
         return np.interp(np.log(np.maximum(metres, 1e-9)), np.log(MIN_MU / mu), self.reach_table[0])
 
 # %% ../nbs/03_simulation.ipynb #ab5a0fc3
-def dot(a, b): return np.einsum("ij,ij->i", a, b)  # (n,) of (n, 3) and (n, 3)
+def dot(a, b): return np.einsum("...i,...i->...", a, b)  # (...) of (..., 3) and (..., 3)
 
 
 def pairs_within(
@@ -443,7 +443,7 @@ def point_pairs(
     detector:Detector,
     position:np.ndarray, # (n, 3) m
     reach:np.ndarray, # (n,) m
-): # source, sensor, offset (k, 3), distance (k,)
+): # source (k,), sensor (k,)
     "Pairs of point sources and DOMs no further apart than the reach."
     rho2 = ((position[:, None, :2] - detector.xy) ** 2).sum(-1)
     source, sensor = pairs_within(detector, rho2 < (reach[:, None] + 1) ** 2)
@@ -451,8 +451,8 @@ def point_pairs(
     dz &= detector.efficiency[sensor] > 0
     source, sensor = source[dz], sensor[dz]
     offset = detector.xyz[sensor] - position[source]
-    r = np.sqrt(dot(offset, offset)); ok = r < reach[source]
-    return source[ok], sensor[ok], offset[ok], np.maximum(r[ok], 0.2)
+    ok = np.sqrt(dot(offset, offset)) < reach[source]
+    return source[ok], sensor[ok]
 
 
 def track_pairs(detector, position, u, length, reach): # source, sensor, offset (k, 3), s (k,), d (k,)
@@ -474,6 +474,24 @@ def shower_maximum(energy:np.ndarray): # m
     return np.maximum(0.39 * (2.01 + 1.45 * np.log10(np.maximum(energy, 0.1))) / 0.63, 0)
 
 
+def cascade_expectation(
+    ice:LayeredIce,
+    centre:np.ndarray, # (..., 3) where the cascade shines [m]
+    u:np.ndarray, # (..., 3) its direction
+    metres:np.ndarray, # (...) its light [m of muon]
+    xyz:np.ndarray, # (..., 3) DOMs [m]
+    efficiency:np.ndarray, # (...) of the DOMs
+): # mu, shape, scale [ns], distance [m], each (...)
+    "What a point-like cascade gives a DOM: expected photo-electrons, the gamma distribution of their delay, and how far they come."
+    offset = xyz - centre
+    r = np.maximum(np.sqrt(dot(offset, offset)), 0.2)
+    kz, cosine = offset[..., 2] / r, dot(offset, u) / r
+    lam_e, lam_a = ice.average(centre[..., 2], xyz[..., 2])
+    mu = LIGHT_PER_METRE * metres * point_fluence(r, lam_e, lam_a) * efficiency
+    mu *= cascade_profile(cosine, r, lam_e) * dom_acceptance(kz, r, lam_e)
+    return mu, *cascade_delay(r, cosine, kz, lam_e, lam_a), r
+
+
 def cascade_light(
     rng, detector:Detector,
     position:np.ndarray, # (n, 3) m
@@ -484,12 +502,8 @@ def cascade_light(
     "Photo-electrons from point-like cascades."
     metres, ahead = METRES_PER_GEV * energy, shower_maximum(energy)
     position, time = position + ahead[:, None] * u, time + ahead / SPEED_OF_LIGHT
-    source, sensor, offset, r = point_pairs(detector, position, detector.reach(metres, 1))
-    kz, cosine = offset[:, 2] / r, dot(offset, u[source]) / r
-    lam_e, lam_a = detector.ice.average(position[source, 2], detector.xyz[sensor, 2])
-    mu = LIGHT_PER_METRE * metres[source] * point_fluence(r, lam_e, lam_a) * detector.efficiency[sensor]
-    mu *= cascade_profile(cosine, r, lam_e) * dom_acceptance(kz, r, lam_e)
-    shape, scale = cascade_delay(r, cosine, kz, lam_e, lam_a)
+    source, sensor = point_pairs(detector, position, detector.reach(metres, 1))
+    mu, shape, scale, r = cascade_expectation(detector.ice, position[source], u[source], metres[source], detector.xyz[sensor], detector.efficiency[sensor])
     t = time[source] + GROUP_INDEX * r / SPEED_OF_LIGHT
     return draw_photons(rng, source, sensor, t, mu, shape, scale, r)
 
@@ -760,10 +774,11 @@ def detect(
     rng, detector:Detector,
     events:dict, # of sample_neutrinos
     settings:SimulationSettings=SimulationSettings(),
+    light:tuple|None=None, # of event_light; None: drawn here
 ): # pulses as in `read_out`, events that triggered (m,) with the pulses numbered by them, deposited energy, photo-electrons
     "Take neutrinos through light, noise, charges and the trigger."
     n = len(events["energy"])
-    (event, sensor, time, weight), deposited = event_light(rng, detector, events)
+    (event, sensor, time, weight), deposited = light or event_light(rng, detector, events)
     signal = np.bincount(event, weight, n)
     able = signal >= SMT  # fewer photo-electrons cannot make eight coincidences
     keep = able[event]; event, sensor, time, weight = (x[keep] for x in (event, sensor, time, weight))
