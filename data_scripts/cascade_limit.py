@@ -37,6 +37,6 @@ if __name__ == "__main__":
     few = [len(c["sensor"]) <= args.most for c in cascades]
     for k in tqdm(np.flatnonzero(few), "cascades"):
         c = cascades[k]
-        row = dict(seed=args.seed, event=k, energy=c["energy"], photo_electrons=len(c["sensor"]), sensors=len(np.unique(c["sensor"])), pulses=len(c["pulses"]), **cascade_limit(detector, c, seed=k),
+        row = dict(seed=args.seed, event=k, energy=c["energy"], photo_electrons=len(c["sensor"]), sensors=len(np.unique(c["sensor"])), pulses=len(c["pulses"]), **cascade_limit(detector, c, seed=k), expected_of_hit_doms=cascade_limit(detector, c, seed=k, dark=False)["expected"],
                    model_error=float(angle(vectors[k], c["direction"])), kappa=found.kappa.iloc[k], model=args.model, brighter=few[:k].count(False), simulation=VERSION, commit=source_commit(), hardware=args.hardware)
         pd.DataFrame([row]).to_csv(args.out, mode="a", header=not args.out.exists(), index=False)

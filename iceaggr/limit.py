@@ -78,14 +78,16 @@ class CascadePosterior:
         detector:Detector,
         sensor:np.ndarray, time:np.ndarray, # (p,) of the photo-electrons [ns]
         vertex:np.ndarray, energy:float, # (3,) [m] and GeV, about: DOMs beyond the reach of twice as much light are left out
+        dark:bool=True, # DOMs without light count; False: only what is known from those with light
     ):
         self.detector, self.time = detector, time
         reach = detector.reach(np.array([2 * METRES_PER_GEV * energy]), 1)[0] + 20
         near = (detector.efficiency > 0) & (np.linalg.norm(detector.xyz - vertex, axis=1) < reach)
+        near &= dark
         near[sensor] = True
         doms = np.flatnonzero(near)
         self.xyz, self.efficiency, self.hit = detector.xyz[doms], detector.efficiency[doms], np.searchsorted(doms, sensor)
-        self.counts = np.bincount(self.hit, minlength=len(doms))
+        self.counts, self.dark = np.bincount(self.hit, minlength=len(doms)), dark
 
     def __call__(self,
         theta:np.ndarray, # (W, 8) vertex [m], time [ns], logarithm of the energy [GeV], a vector along the direction
@@ -97,7 +99,9 @@ class CascadePosterior:
         mu = np.where(r < self.detector.reach(metres, 1)[:, None], mu, 0)
         r, shape, scale = r[:, self.hit], shape[:, self.hit], scale[:, self.hit]
         start = (time + ahead / SPEED_OF_LIGHT)[:, None] + GROUP_INDEX * r / SPEED_OF_LIGHT
-        light = (self.counts * np.log(np.maximum(mu, 1e-6))).sum(1) - mu.sum(1) + np.log(delay_density(self.time - start, shape, scale, r) + 1e-8).sum(1)
+        mu = np.maximum(mu, 1e-6 * (self.counts > 0))
+        counts = self.counts * np.log(np.where(self.counts > 0, mu, 1)) - mu - (0 if self.dark else np.log(-np.expm1(-mu)))   # Poisson, without dark DOMs of at least one
+        light = counts.sum(1) + np.log(delay_density(self.time - start, shape, scale, r) + 1e-8).sum(1)
         prior = -theta[:, 4] - (vector**2).sum(1) / 2                                                # E^-2, all directions
         inside = (np.hypot(vertex[:, 0], vertex[:, 1]) < RADIUS) & (np.abs(vertex[:, 2]) < HALF_HEIGHT)
         return np.where(inside, light + prior, -np.inf)
@@ -145,10 +149,11 @@ def cascade_limit(
     detector:Detector,
     cascade:dict, # of `observed_cascades`
     seed:int=0,
+    dark:bool=True, # as of `CascadePosterior`
     **kwargs, # of `sample_directions`
 ) -> dict: # angles [degrees]: error of the best guess, error to expect, and how far apart the guesses of the two halves of the steps are; share of the directions that are closer to the best guess than the truth
     "How well one cascade can be measured."
-    u = sample_directions(CascadePosterior(detector, cascade["sensor"], cascade["time"], cascade["vertex"], cascade["energy"]), cascade["vertex"], cascade["energy"], seed, **kwargs)
+    u = sample_directions(CascadePosterior(detector, cascade["sensor"], cascade["time"], cascade["vertex"], cascade["energy"], dark), cascade["vertex"], cascade["energy"], seed, **kwargs)
     best, half = mean_direction(u), len(u) // 2
     away, error = angle(u, best), float(angle(cascade["direction"], best))
     return dict(limit=error, expected=float(away.mean()), halves=float(angle(mean_direction(u[:half]), mean_direction(u[half:]))), rank=float((away < error).mean()))
