@@ -111,7 +111,7 @@ def sample_directions(
     posterior:CascadePosterior,
     vertex:np.ndarray, energy:float, # where to begin [m], GeV
     seed:int=0,
-    walkers:int=40,
+    walkers:int=40, # an even number, of 16 or more
     burn:int=200, # steps that are left out
     steps:int=300, # steps that count
 ) -> np.ndarray: # (steps, walkers, 3) unit vectors
