@@ -8,7 +8,6 @@ __all__ = ['SHARES', 'HOPELESS', 'observed_cascades', 'earliest_light', 'sum_qua
 
 # %% ../nbs/12g_limit.ipynb #87751d4c
 import functools
-import math
 
 import numpy as np
 import pandas as pd

@@ -140,7 +140,7 @@ def padded_t2(
     first = padded
     dx, dt = (place[:, :, None, :3] - place[:, None, :, :3]).square().sum(-1), (place[:, :, None, 3] - place[:, None, :, 3]).square()
     for block in t2.blocks:
-        a, b = torch.zeros(2, 1, 1, 1, 1) if block.attention.interval is None else block.attention.interval.T[:, None, :, None, None]
+        a, b = x.new_zeros(2, 1, 1, 1, 1) if block.attention.interval is None else block.attention.interval.T[:, None, :, None, None]
         scores = (b * dt[:, None] - a * dx[:, None]).masked_fill(~mask[:, None, None, :], -torch.inf)
         padded = padded_block(block, padded, lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=scores.to(q.dtype)))
     padded = torch.where((counts == 1)[:, None, None], first, padded)

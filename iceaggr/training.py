@@ -8,7 +8,8 @@ __all__ = ['CHECKPOINTS', 'LOG_COLUMNS', 'ECHO', 'RUN_FILES', 'TrainSettings', '
            'load_state', 'predict_with_truth', 'validate', 'coverage_scale', 'coverage_power', 'calibrate',
            'stop_signal', 'loss_backward', 'random_state', 'train_step', 'Pace', 'Job', 'epoch_batches', 'epoch_loader',
            'train_epoch', 'step_seed', 'skip_step', 'fit', 'end_epoch', 'copied', 'finish', 'plot_log', 'LiveCurves',
-           'in_notebook', 'train', 'start_from', 'source_commit', 'choose_batches', 'claim_run', 'changed_facts']
+           'in_notebook', 'train', 'sizes_to_train', 'start_from', 'source_commit', 'choose_batches', 'claim_run',
+           'changed_facts']
 
 # %% ../nbs/11_training.ipynb #e995fa20
 import copy
@@ -44,7 +45,7 @@ from .data import DataError, EventBatchSampler, IceCubeDataset, all_batches, fin
 from .direction import angles_to_vector, angular_error, vmf_loss, vmf_quantile
 from .distributed import fair_share, on_first, process_group, rank, share_weights, sum_gradients, sum_over, world_size
 from .geometry import Geometry
-from .model import WEIGHTS_VERSION, HierarchicalTransformer, predict_dataset, save_weights
+from .model import WEIGHTS_VERSION, HierarchicalTransformer, ModelSettings, model_settings, predict_dataset, save_weights
 from .packing import PackedBatches, packed_batch, split_batch, to_device
 
 # %% ../nbs/11_training.ipynb #642caec1
@@ -612,8 +613,8 @@ def train(
         for ds, files in ((train_ds, train_batches), (valid_ds, valid_batches)):
             if not len(ds): raise DataError(f"{data}: no good event in the files {files}: choose others")
         torch.manual_seed(settings.seed)
-        model = HierarchicalTransformer(preset, train_ds.geometry).to(device)
         resuming = resume and has_checkpoint(run)
+        model = HierarchicalTransformer(sizes_to_train(preset, init, run if resuming else None), train_ds.geometry).to(device)
         if init is not None and not resuming: start_from(model, init)
         facts = dict(init=None if init is None else str(init), model=dataclasses.asdict(model.settings), train=dataclasses.asdict(settings), train_batches=train_batches, valid_batches=valid_batches,
                      train_events=len(train_ds), valid_events=len(valid_ds), version=__version__, commit=source_commit())
@@ -625,6 +626,16 @@ def train(
     return log
 
 # %% ../nbs/11_training.ipynb #836f8baf
+def sizes_to_train(
+    preset:str, # name of the sizes
+    init=None, # weights to start from
+    run:Path|None=None, # folder of a run that goes on
+) -> ModelSettings:
+    "A preset's sizes, with intervals in T2's scores if the weights to start from have them."
+    if run is not None and (run / "settings.json").exists(): other = json.loads((run / "settings.json").read_text())["model"]
+    else: other = {} if init is None else vars(HierarchicalTransformer.load(init).settings)
+    return dataclasses.replace(model_settings(preset), intervals=other.get("intervals", False))
+
 def start_from(
     model:HierarchicalTransformer, # its weights are set, its geometry stays
     init, # a .safetensors file, the folder of a run, or the name of a pretrained model

@@ -13,7 +13,7 @@ from iceaggr.direction import vmf_quantile
 from iceaggr.geometry import load_geometry
 from iceaggr.model import HierarchicalTransformer
 from iceaggr.simulation import simulate_dataset
-from iceaggr.training import calibrate, predict_with_truth
+from iceaggr.training import TrainSettings, calibrate, predict_with_truth, train
 
 sys.path.append(str(Path(__file__).parents[1] / "data_scripts"))
 from average_weights import average, best_share
@@ -24,7 +24,7 @@ WEIGHTS = Path(iceaggr.__file__).parent / "pretrained"
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory):
     "Events with the detector of the weights."
-    return IceCubeDataset(simulate_dataset(tmp_path_factory.mktemp("simulated") / "data", 500, seed=77, events_per_file=500, geometry=load_geometry(WEIGHTS / "small.safetensors"), progress=False))
+    return IceCubeDataset(simulate_dataset(tmp_path_factory.mktemp("simulated") / "data", 500, seed=77, events_per_file=300, geometry=load_geometry(WEIGHTS / "small.safetensors"), progress=False))
 
 
 @pytest.mark.parametrize("name", ["small", "base"])
@@ -45,6 +45,17 @@ def test_calibration_covers_the_sure_half_like_the_other(simulated):
     assert calibrate(model, simulated, np.arange(100))[1] == 1 and calibrate(model, simulated, np.arange(49)) == (1., 1.)
     untouched = HierarchicalTransformer.from_pretrained("small")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), untouched.parameters()))
+
+
+def test_training_starts_from_them_and_goes_on(simulated, tmp_path):
+    "The preset has no intervals, the weights do: the run has those of its weights."
+    settings = TrainSettings(epochs=1, lr=1e-5, valid_events=100)
+    some = dict(train_batches=[1], valid_batches=[2], settings=settings, progress=False)
+    log = train(simulated.root, tmp_path / "run", "small", init="small", **some)
+    model = HierarchicalTransformer.load(tmp_path / "run")
+    assert model.settings.intervals and not HierarchicalTransformer("small").settings.intervals and log.valid_mean_degrees.iloc[-1] < 25
+    again = train(simulated.root, tmp_path / "run", "small", init="small", resume=True, **some)
+    assert len(again) == len(log) and again.valid_mean_degrees.iloc[-1] == log.valid_mean_degrees.iloc[-1]
 
 
 def test_average_of_weights():
