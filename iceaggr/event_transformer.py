@@ -65,7 +65,7 @@ class EventTransformer(nn.Module):
         super().__init__()
         if kernel not in ("auto", "grouped", "flex", "dense"): raise ValueError(f"unknown kernel {kernel!r}")
         if max_doms < 1: raise ValueError(f"max_doms must be at least 1; got {max_doms}")
-        self.max_doms, self.kernel, self.intervals = max_doms, kernel, intervals
+        self.max_doms, self.kernel = max_doms, kernel
         self.register_buffer("sensors", sensor_table(Geometry.nominal() if geometry is None else geometry))
         self.register_buffer("calibration", torch.ones(2))    # factor and power of kappa, set after training
         self.embed = nn.Linear(d_dom or d_model, d_model)
@@ -117,7 +117,6 @@ class EventTransformer(nn.Module):
             if dom_features is None: return x + self.encoder(sensors[doms]), None
             event = dom_to_event_idx[doms]
             x = x + self.encoder(sensors[doms], dom_features[doms], time[event], centre[event], source[event])
-            if not self.intervals: return x, None
             t, r = SPEED_OF_LIGHT * (dom_features[doms, :1] - time[event, None]), sensors[doms, :3] - centre[event]
             return x, (torch.cat([r, t], 1) / WINDOW).clamp(-5, 5)
         x = self.attend(tokens, keep, dom_to_event_idx[keep], counts.clamp(max=self.max_doms))

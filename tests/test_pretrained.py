@@ -1,5 +1,6 @@
 """The weights that come with the package."""
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -51,10 +52,12 @@ def test_training_starts_from_them_and_goes_on(simulated, tmp_path):
     "The preset has no intervals, the weights do: the run has those of its weights."
     settings = TrainSettings(epochs=1, lr=1e-5, valid_events=100)
     some = dict(train_batches=[1], valid_batches=[2], settings=settings, progress=False)
-    log = train(simulated.root, tmp_path / "run", "small", init="small", **some)
+    init = shutil.copy(WEIGHTS / "small.safetensors", tmp_path)
+    log = train(simulated.root, tmp_path / "run", "small", init=init, **some)
     model = HierarchicalTransformer.load(tmp_path / "run")
     assert model.settings.intervals and not HierarchicalTransformer("small").settings.intervals and log.valid_mean_degrees.iloc[-1] < 25
-    again = train(simulated.root, tmp_path / "run", "small", init="small", resume=True, **some)
+    os.remove(init)                                                     # a run that goes on has what it needs
+    again = train(simulated.root, tmp_path / "run", "small", init=init, resume=True, **some)
     assert len(again) == len(log) and again.valid_mean_degrees.iloc[-1] == log.valid_mean_degrees.iloc[-1]
 
 

@@ -146,7 +146,7 @@ def test_folder_that_cannot_be_written(data, tmp_path, capsys, monkeypatch):
 def records(archive): # what is read of a checkpoint; None: nothing
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as z: return {name: z.read(name) for name in z.namelist()}
-    except zipfile.BadZipFile: return None
+    except Exception: return None
 
 
 def test_damaged_checkpoint(data, undisturbed, tmp_path):
