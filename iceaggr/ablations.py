@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .augmentation import grid_motions, moved_sensors
-from .data import cut_batches
 from .features import FourierFeatures
 from .model import HierarchicalTransformer, prediction_table
 from .packing import packed_batch, to_device
+from .reading import cut_batches
 
 # %% ../nbs/12c_ablations.ipynb #1678bdb0
 class WithoutFourier(HierarchicalTransformer):

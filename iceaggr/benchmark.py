@@ -36,11 +36,12 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from . import __version__
-from .data import EventBatchSampler, IceCubeDataset, find_batches, prepare, replacing
+from .data import EventBatchSampler, IceCubeDataset, prepare
 from .direction import angles_to_vector, angular_error
 from .geometry import Geometry
 from .model import HierarchicalTransformer, frame_to_events, model_settings, pile_up
 from .packing import PackedBatches, collate_dom_packing, packed_batch, to_device
+from .reading import find_batches, replacing
 from .reference import FullPulseTransformer, batch_operations, padded_events, padded_step, padded_t1, padded_t2, padded_vector, reference_collate
 from .simulation import demo_dataset
 from .training import MuonAdamW, TrainSettings, source_commit, train_step

@@ -15,10 +15,11 @@ import pandas as pd
 import torch
 
 from .attention_maps import plot_dom
-from .data import IceCubeDataset, data_root, find_batches
+from .data import IceCubeDataset
 from .direction import angles_to_vector, angular_error
 from .display import EventView, display_event, frame_times, light_until
 from .evaluation import check_predictions, event_truth, read_predictions
+from .reading import data_root, find_batches
 
 # %% ../nbs/12f_browser.ipynb #cb6e8de5
 def browse_table(

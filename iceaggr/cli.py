@@ -42,7 +42,7 @@ def chosen_batches(
 ) -> "list|None":
     "The numbers that `last` stands for, others as they are."
     if wanted != "last": return wanted
-    from iceaggr.data import DataError, find_batches
+    from iceaggr.reading import DataError, find_batches
     have = find_batches(data, split)
     if not have: raise DataError(f"{data} holds no {split} files")
     return have[-1:]
@@ -117,7 +117,7 @@ def write_predictions(
         filled = "; their line fits fill the gaps" + (f", for {up:,} of them straight up, as there is nothing to fit" if up else "")
     write_table(table[["event_id", "azimuth", "zenith"]] if submission else table, out)
     if dataset.bad is not None:
-        from iceaggr.data import write_skipped
+        from iceaggr.reading import write_skipped
         bad = len(write_skipped([dataset.skipped], out.with_name("skipped.csv")))
     print(f"{n:,} predictions in {out}" + (f"; {bad:,} bad events left out, see {out.with_name('skipped.csv')}{filled}" if dataset.bad is not None else ""))
 
@@ -127,7 +127,7 @@ def write_table(
     path:Path, # .csv or .parquet
 ):
     "Write a table under its final name only when it is whole."
-    from iceaggr.data import replacing
+    from iceaggr.reading import replacing
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         table.to_csv(part, index=False) if path.suffix == ".csv" else table.to_parquet(part, index=False)
@@ -179,7 +179,8 @@ def find_event(
 ): # position in the data set, data set, row of its event table
     "The data set of the file that holds an event; DataError if none does."
     import pyarrow.dataset as pads
-    from iceaggr.data import DataError, IceCubeDataset, find_batches
+    from iceaggr.data import IceCubeDataset
+    from iceaggr.reading import DataError, find_batches
     if event == "brightest":
         dataset = IceCubeDataset(data, split=split, batch_ids=find_batches(data, split)[-1:])
         index = int(dataset.n_pulses.argmax())

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .data import find_batches
 from .direction import angles_to_vector
 from .geometry import Geometry, SPEED_OF_LIGHT
+from .reading import find_batches
 from .simulation import GROUP_INDEX, TAN_C, track_time
 
 # %% ../nbs/03a_comparison.ipynb #7f6aa9db

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .data import replacing
 from .direction import angles_to_vector, angular_error, vmf_quantile
 from .geometry import DOMS_PER_STRING, DUST_LAYER, N_SENSORS, ORIGIN_DEPTH, Geometry, load_geometry, string_lines
+from .reading import replacing
 
 # %% ../nbs/04_display.ipynb #623c6e67
 _COLUMNS = ["time", "charge", "sensor_id", "auxiliary"]

@@ -25,8 +25,9 @@ import pyarrow.dataset as pads
 import torch
 from tqdm.auto import tqdm
 
-from .data import DataError, IceCubeDataset, data_root, open_parquet, parquet_rows, replacing, write_skipped
+from .data import IceCubeDataset
 from .direction import angles_to_vector, angular_error, vector_to_angles, vmf_quantile
+from .reading import DataError, data_root, open_parquet, parquet_rows, replacing, write_skipped
 
 # %% ../nbs/12_evaluation.ipynb #4132e9e9
 def _velocity(

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .data import MAX_TIME, DataError, replacing
 from .geometry import Geometry, load_geometry, sensors_at
+from .reading import MAX_TIME, DataError, replacing
 
 # %% ../nbs/02a_graphnet.ipynb #0033781c
 POSITION = ("dom_x", "dom_y", "dom_z")

@@ -24,13 +24,13 @@ from tqdm.auto import tqdm
 
 import iceaggr
 from .accumulator import EventAccumulator
-from .data import cut_batches, replacing
 from .direction import vector_to_angles, vmf_quantile
 from .distributed import gather_table, rank, stretch, world_size
 from .dom_transformer import DOMTransformer
 from .event_transformer import EventTransformer
 from .geometry import Geometry
 from .packing import PackedBatches, collate_dom_packing, split_batch, to_device
+from .reading import cut_batches, replacing
 
 # %% ../nbs/10_model.ipynb #99a713bc
 @dataclass

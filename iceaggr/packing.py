@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .data import describe_doms, dom_order, event_time_reference, late_pulses
+from .reading import describe_doms, dom_order, event_time_reference, late_pulses
 
 # %% ../nbs/05_packing.ipynb #4dd71963
 def dom_statistics(

@@ -42,12 +42,13 @@ from tqdm.auto import tqdm
 import iceaggr
 from . import __version__
 from .augmentation import grid_motions, moved_detector, perturb
-from .data import DataError, EventBatchSampler, IceCubeDataset, all_batches, find_batches, left_out, replacing, split_batches, write_skipped
+from .data import EventBatchSampler, IceCubeDataset, left_out, split_batches
 from .direction import angles_to_vector, angular_error, vmf_loss, vmf_quantile
 from .distributed import fair_share, on_first, process_group, rank, share_weights, sum_gradients, sum_over, world_size
 from .geometry import Geometry
 from .model import WEIGHTS_VERSION, HierarchicalTransformer, ModelSettings, model_settings, predict_dataset, save_weights
 from .packing import PackedBatches, packed_batch, split_batch, to_device
+from .reading import DataError, all_batches, find_batches, replacing, write_skipped
 
 # %% ../nbs/11_training.ipynb #642caec1
 @dataclass

@@ -14,8 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iceaggr.data import DataError, EventBatchSampler, IceCubeDataset, PulseBlocks, dom_order, event_time_reference, find_batches, map_arrow, prepare, read_meta, split_batches
+from iceaggr.data import EventBatchSampler, IceCubeDataset, prepare, split_batches
 from iceaggr.faults import BATCH, META, put, write_tiny
+from iceaggr.prepared import map_arrow
+from iceaggr.reading import DataError, PulseBlocks, dom_order, event_time_reference, find_batches, read_meta
 from iceaggr.simulation import simulate_dataset
 
 def rewrite(root, file, change, **options):
@@ -109,7 +111,7 @@ def test_parts_of_a_data_set(tiny_dataset):
 
 def test_only_what_is_wanted_is_read(tmp_path, monkeypatch):
     "Row groups that are not wanted may be destroyed without anyone noticing."
-    monkeypatch.setattr("iceaggr.data.CHUNK_ROWS", 20)                                  # the table of 100 rows counts as large
+    monkeypatch.setattr("iceaggr.reading.CHUNK_ROWS", 20)                                  # the table of 100 rows counts as large
     root = write_tiny(tmp_path, {b: 5 for b in range(1, 21)})
     rewrite(root, META, lambda t: t, row_group_size=5)
     rewrite(root, "train/batch_7.parquet", lambda t: t, row_group_size=20)
@@ -137,7 +139,7 @@ def test_pieces_of_any_size_agree(tiny_dataset, monkeypatch):
     before = list(IceCubeDataset(tiny_dataset))
     rewrite(tiny_dataset, BATCH, lambda t: t, row_group_size=11)
     for rows in (1, 7, 64):
-        monkeypatch.setattr("iceaggr.data.CHUNK_ROWS", rows)
+        monkeypatch.setattr("iceaggr.reading.CHUNK_ROWS", rows)
         same_events(list(IceCubeDataset(tiny_dataset)), before)
         same_events(list(IceCubeDataset(tiny_dataset, events=[3003, 3012, 2021])), [before[i] for i in (7, 9, 12)])
     rewrite(tiny_dataset, BATCH, put("charge", -1, 0.0))
@@ -319,12 +321,11 @@ def test_prepare_check_looks_at_all_tables(tiny_dataset, tmp_path, part, column)
 
 def test_prepare_check_does_not_trust_the_sorting(tiny_dataset, tmp_path, monkeypatch):
     "A fault in what makes the tables is in both of them; the events as pyarrow reads them show it."
-    import iceaggr.data as data
-    sort = data.PulseBlocks._sort
+    sort = PulseBlocks._sort
     def wrong(self, a, b):
         sort(self, a, b)
         self.columns["auxiliary"][self.ends[a] - self.n[a]] ^= 1
-    monkeypatch.setattr(data.PulseBlocks, "_sort", wrong)
+    monkeypatch.setattr(PulseBlocks, "_sort", wrong)
     with pytest.raises(DataError, match="batch_2.events.arrow: events 2000 and after differ"): prepare(tiny_dataset, tmp_path / "out", check=True, progress=False)
 
 
@@ -335,7 +336,7 @@ def test_prepare_shows_how_far_it_is(tiny_dataset, tmp_path, monkeypatch):
         def __init__(self, *args, **options): super().__init__(*args, **options, file=open("/dev/null", "w")); self.seen = []; bars.append(self)
         def update(self, n=1): self.seen.append(n); return super().update(n)
     monkeypatch.setattr(data, "tqdm", Bar)
-    monkeypatch.setattr(data, "CHUNK_ROWS", 10)
+    monkeypatch.setattr("iceaggr.reading.CHUNK_ROWS", 10)
     rows = sum(len(pd.read_parquet(p)) for p in (tiny_dataset / "train").iterdir())
     for _ in range(2): prepare(tiny_dataset, tmp_path / "out")                             # anew, then kept
     assert [b.n for b in bars] == [b.total for b in bars] == [rows, rows]
@@ -343,8 +344,7 @@ def test_prepare_shows_how_far_it_is(tiny_dataset, tmp_path, monkeypatch):
 
 
 def test_prepared_files_of_another_format_are_refused(tiny_dataset, tmp_path, monkeypatch):
-    import iceaggr.data as data
-    monkeypatch.setattr(data, "PREPARED_FORMAT", 1)
+    for module in ("data", "prepared"): monkeypatch.setattr(f"iceaggr.{module}.PREPARED_FORMAT", 1)
     out = prepare(tiny_dataset, tmp_path / "out", progress=False)
     monkeypatch.undo()
     with pytest.raises(DataError, match="written in format 1, this version reads 2; run prepare again"): IceCubeDataset(out)
@@ -427,7 +427,7 @@ def test_reference_time_of_an_event(doms, seed, claimed):
     mixed = np.random.default_rng(seed).permutation(len(doms))
     expected = reference_by_hand(time, charge, event, 6)
     if claimed == 2**50:                                                                  # the other way of sorting, by itself
-        from iceaggr.data import _by_event_and_time
+        from iceaggr.reading import _by_event_and_time
         order = _by_event_and_time(torch.from_numpy(time), torch.from_numpy(event), claimed).numpy() if len(doms) else np.empty(0, int)
         assert np.array_equal(time[order], time[np.lexsort((time, event))]) and np.array_equal(event[order], np.sort(event))
     else:
@@ -442,16 +442,16 @@ def test_reference_time_of_an_event(doms, seed, claimed):
 @given(st.lists(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)), min_size=1, max_size=15), min_size=1, max_size=8), st.integers(1, 40), st.integers(1, 40), st.randoms())
 def test_blocks_and_pieces_of_any_size(events, piece, block, random):
     "The tables do not depend on how the pulses come in, and hold every event as it was."
-    import iceaggr.data as data
+    import iceaggr.reading as reading
     n = np.array([len(e) for e in events])
     flat = np.array(sum(events, []))
     columns = dict(time=flat[:, 0], sensor_id=flat[:, 1], charge=np.arange(1, len(flat) + 1) * np.float32(0.1), auxiliary=flat[:, 0] % 2 == 0)
     order = np.array(random.sample(range(len(n)), len(n)))
     def make(piece, block):
-        keep, data.BLOCK_PULSES = data.BLOCK_PULSES, block
+        keep, reading.BLOCK_PULSES = reading.BLOCK_PULSES, block
         blocks = PulseBlocks(n)
         for i in range(0, len(flat), piece): blocks.add({k: v[i:i + piece] for k, v in columns.items()})
-        data.BLOCK_PULSES = keep
+        reading.BLOCK_PULSES = keep
         return blocks.finish(order)
     a, b = make(piece, block), make(10**6, 10**6)
     for x, y in ((a.columns, b.columns), (a.doms, b.doms), (a.events, b.events)): assert all(np.array_equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in y)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iceaggr.data import DataError
+from iceaggr.reading import DataError
 from iceaggr.evaluation import (bootstrap, check_predictions, evaluate, evaluate_dataset, event_errors, find_events, line_fit,
                                 read_predictions, write_report)
 

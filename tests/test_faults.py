@@ -11,9 +11,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from iceaggr.data import DataError, EventBatchSampler, IceCubeDataset, map_arrow, prepare
+from iceaggr.data import EventBatchSampler, IceCubeDataset, prepare
 from iceaggr.faults import BATCH, FAULTS, FILE_3, META, call, put, same_events, sound_data, write_tiny
 from iceaggr.packing import PackedBatches
+from iceaggr.prepared import map_arrow
+from iceaggr.reading import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*are left out, as something is wrong with them")
 
@@ -54,7 +56,7 @@ changes = st.sampled_from([(where, column, value) for where, some in (("pulse", 
 @given(st.dictionaries(st.integers(0, 20), changes, max_size=6), st.sampled_from([5, 17, 10**6]), st.sampled_from([3, 64, 1 << 20]))
 def test_any_bad_events_and_no_good_one(sound, tmp_path_factory, faults, row_group_size, piece):
     "Any events are spoilt in any way, the file in row groups and pieces of any size: just these are left out."
-    import iceaggr.data as data
+    import iceaggr.reading as reading
     root = tmp_path_factory.mktemp("random")
     (root / "train").mkdir()
     meta = pd.read_parquet(sound.root / META)
@@ -66,14 +68,14 @@ def test_any_bad_events_and_no_good_one(sound, tmp_path_factory, faults, row_gro
         if where == "meta": meta = put(column, k, value)(meta)
     meta.convert_dtypes().to_parquet(root / META, index=False)
     for b, table in tables.items(): table.to_parquet(root / f"train/batch_{b}.parquet", index=False, row_group_size=row_group_size)
-    keep, data.CHUNK_ROWS = data.CHUNK_ROWS, piece
+    keep, reading.CHUNK_ROWS = reading.CHUNK_ROWS, piece
     try:
         ds = IceCubeDataset(root, on_bad_event="skip")
         assert len(ds.skipped) == len(faults) and ds.event_ids.tolist() == [e for k, e in enumerate(sound.event_ids) if k not in faults]
         assert same_events(ds, sound)
         if faults:
             with pytest.raises(DataError): list(IceCubeDataset(root))
-    finally: data.CHUNK_ROWS = keep
+    finally: reading.CHUNK_ROWS = keep
 
 
 def test_damage_in_one_row_group_costs_its_events_alone(sound, tmp_path):

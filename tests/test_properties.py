@@ -164,8 +164,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from iceaggr.data import DataError, IceCubeDataset, prepare
+from iceaggr.data import IceCubeDataset, prepare
 from iceaggr.faults import write_tiny
+from iceaggr.reading import DataError
 warnings.simplefilter("ignore")
 folder, form, name, checksums, n, seed = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4] == "True", int(sys.argv[5]), int(sys.argv[6])
 root = write_tiny(folder / "data")
