@@ -20,7 +20,7 @@ from .attention import SegmentAttention
 from .direction import vector_to_angles
 from .display import TIME_COLOURS, EventView, flight_path
 from .event_transformer import WINDOW
-from .geometry import DOMS_PER_STRING, SPEED_OF_LIGHT
+from .geometry import DOMS_PER_STRING
 from .model import HierarchicalTransformer
 from .packing import batch_event_times, collate_dom_packing, pulse_offsets, take_doms
 

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAPPED_FILES', 'IceCubeDataset', 'choose_files', 'select_events', 'split_batches', 'left_out', 'EventBatchSampler',
-           'prepared_tables', 'is_prepared', 'prepare_batch', 'check_prepared', 'prepare', 'promised_rows']
+           'tables_of_file', 'prepare_batch', 'check_prepared', 'prepare', 'promised_rows']
 
 # %% ../nbs/02_data.ipynb #d779b861
-import json
 import os
 import shutil
 import warnings
@@ -17,15 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
 from .geometry import load_geometry
-from .prepared import PARTS, PREPARED_FORMAT, column_sums, crc32_of, join_prepared, map_arrow, open_prepared, part_path, prepared_facts, read_prepared_events, write_arrow
+from .prepared import PARTS, is_prepared, join_prepared, map_arrow, open_prepared, part_path, prepared_tables, read_prepared_events, source_facts, write_prepared
 from .reading import (META_COLUMNS, MISSING, ON_BAD_EVENT, PULSE_COLUMNS, SKIPPED_COLUMNS, TARGET_COLUMNS, DataError, PulseBlocks, Pulses, all_batches, batch_files, cut_batches,
-                             data_root, events_without_meta, few, find_bad_events, join_hits, open_parquet, ranges, read_meta, read_pulses, replacing, sound_pulses, write_skipped)
+                             data_root, events_without_meta, few, find_bad_events, in_prepared_form, join_hits, open_parquet, ranges, read_meta, read_pulses, replacing, sound_pulses, write_skipped)
 
 # %% ../nbs/02_data.ipynb #c845ac8f
 MAPPED_FILES = 64                                                                                # prepared files that stay open: three descriptors each
@@ -106,7 +104,7 @@ class IceCubeDataset(torch.utils.data.Dataset):
 
     @property
     def prepared(self): # bool: is any file in the prepared form?
-        return any(p.suffix == ".arrow" for p in self.files.values())
+        return in_prepared_form(self.files)
     @property
     def geometry(self):
         "The detector: the data set's own, or the nominal one."
@@ -272,48 +270,25 @@ class EventBatchSampler(torch.utils.data.Sampler):
             n = self.dataset.n_pulses[events]
             yield events, [(s + a, s + b) for s in range(0, len(n), step) for a, b in cut_batches(n[s:s + step], self.batch_size, self.max_pulses)], rng
 
-# %% ../nbs/02_data.ipynb #ca30d2df
-def prepared_tables(
+# %% ../nbs/02_data.ipynb #23d9b296
+def tables_of_file(
     dataset:IceCubeDataset, # of one batch file
     progress=None, # called with the number of rows of each piece
-) -> dict: # pulses, doms, events -> pa.Table
-    "The sorted tables of one batch file."
-    source = dataset.pulses(0, progress) if len(dataset) else PulseBlocks(np.empty(0, np.int64)).finish(np.empty(0, np.int64))
-    first = source.events["first_dom"]
-    order = np.argsort(first)
-    by_event = lambda add, values: add.reduceat(values, first[order])[np.argsort(order)] if len(order) else values      # of the DOMs of each event
-    events = dict(event_id=dataset.event_ids, **source.events, first_time=by_event(np.minimum, source.doms["first_time"]),
-                  charge=by_event(np.add, source.doms["charge"].astype(np.float64)).astype(np.float32))
-    if dataset.targets is not None: events.update(zip(TARGET_COLUMNS, np.ascontiguousarray(dataset.targets.T)))
-    return {name: pa.table(columns) for name, columns in zip(PARTS, (source.columns, source.doms, events))}
-
-# %% ../nbs/02_data.ipynb #23d9b296
-def _source_facts(root, split, path):
-    "Size and age of the files that a set is made from."
-    return {p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in (path, root / f"{split}_meta.parquet") if p.exists()}
-
-def is_prepared(target:Path, source:dict, skip:bool=False) -> bool:
-    "Is the set whole, and made from this source? With events left out it only counts where that is wanted."
-    try: facts = prepared_facts(target) if target.exists() else {}
-    except DataError: return False
-    return facts.get("source") == source and (skip or not facts.get("bad_events"))
+) -> dict: # of `prepared_tables`
+    "The sorted tables of a batch file, of which no event may be left."
+    pulses = dataset.pulses(0, progress) if len(dataset) else PulseBlocks(np.empty(0, np.int64)).finish(np.empty(0, np.int64))
+    return prepared_tables(pulses, dataset.event_ids, dataset.targets)
 
 def prepare_batch(root:Path, split:str, batch_id:int, target:Path, source:dict, progress=None, on_bad_event:str="error"):
-    "Write the set of one batch file; the event table last."
+    "Write the set of one batch file."
     dataset = IceCubeDataset(root, split, [batch_id], on_bad_event=on_bad_event)
-    tables = prepared_tables(dataset, progress)
-    target.unlink(missing_ok=True)
-    facts = dict(format=PREPARED_FORMAT, source=source, sums={part: column_sums(tables[part].combine_chunks()) for part in PARTS})
-    if dataset.bad is not None and len(dataset.bad): facts["bad_events"] = dataset.bad.rename_axis("row").reset_index()[["row", "event_id", "file", "column", "reason", "asked"]].to_dict("list")
-    for part in PARTS[:2]: write_arrow(tables.pop(part), part_path(target, part))
-    facts["bytes"] = {part: part_path(target, part).stat().st_size for part in PARTS[:2]}
-    facts = json.dumps(facts).encode()
-    write_arrow(tables["events"].replace_schema_metadata({"iceaggr": facts, "crc32": crc32_of(facts)}), target)
+    bad = None if dataset.bad is None or not len(dataset.bad) else dataset.bad.rename_axis("row").reset_index()[["row", "event_id", "file", "column", "reason", "asked"]].to_dict("list")
+    write_prepared(tables_of_file(dataset, progress), target, source, bad)
 
 def check_prepared(root:Path, out:Path, split:str, batch_id:int, step:int=10_000, on_bad_event:str="error"):
     "DataError unless the set holds what the source does, bit for bit, and gives its events as pyarrow reads them."
     source, made = (IceCubeDataset(r, split, [batch_id], on_bad_event=on_bad_event) for r in (root, out))
-    tables = prepared_tables(source)
+    tables = tables_of_file(source)
     for part in PARTS:
         path = part_path(made.files[batch_id], part)
         if not map_arrow(path).equals(tables.pop(part)): raise DataError(f"{path}: differs from the source; remove it and run prepare again")
@@ -341,7 +316,7 @@ def prepare(
     root, out = data_root(root), Path(out).expanduser()
     if out.resolve() == root.resolve(): raise DataError(f"{out}: the prepared form needs a folder of its own")
     files = batch_files(root, split)
-    if any(p.suffix == ".arrow" for p in files.values()): raise DataError(f"{root}: is in the prepared form already")
+    if in_prepared_form(files): raise DataError(f"{root}: is in the prepared form already")
     (out / split).mkdir(parents=True, exist_ok=True)
     for name in ("sensor_geometry.csv", "truth.parquet"):                                 # small tables that belong to the data set
         if (root / name).exists():
@@ -353,7 +328,7 @@ def prepare(
     ends = np.cumsum([promised_rows(files.get(b), skip) for b in wanted])
     with tqdm(total=int(ends[-1]), desc="prepare", unit=" pulses", unit_scale=True, disable=not progress) as bar:
         for k, (b, end) in enumerate(zip(wanted, ends.tolist()), 1):
-            target, source = out / split / f"batch_{b}.events.arrow", _source_facts(root, split, files.get(b, root / split / f"batch_{b}.parquet"))
+            target, source = out / split / f"batch_{b}.events.arrow", source_facts(root, split, files.get(b, root / split / f"batch_{b}.parquet"))
             bar.set_postfix_str(f"file {k} of {len(wanted)}")
             if not is_prepared(target, source, skip): prepare_batch(root, split, b, target, source, bar.update, on_bad_event)
             if check: check_prepared(root, out, split, b, on_bad_event=on_bad_event)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PULSE_COLUMNS', 'META_COLUMNS', 'TARGET_COLUMNS', 'MAX_TIME', 'CHUNK_ROWS', 'BLOCK_PULSES', 'ON_BAD_EVENT', 'MISSING',
            'UNREADABLE', 'SKIPPED_COLUMNS', 'DataError', 'one_line', 'replacing', 'data_root', 'batch_files',
-           'find_batches', 'open_parquet', 'parquet_rows', 'column_values', 'wanted_groups', 'adjoining', 'read_meta',
-           'check_meta', 'few', 'refuse', 'all_batches', 'ranges', 'cut_batches', 'dom_order', 'late_pulses',
-           'describe_doms', 'event_time_reference', 'Pulses', 'join_hits', 'check_pulses', 'group_starts',
-           'groups_of_rows', 'read_pulses', 'PulseBlocks', 'EventRows', 'bad_pulses', 'find_bad_events',
+           'in_prepared_form', 'find_batches', 'open_parquet', 'parquet_rows', 'column_values', 'wanted_groups',
+           'adjoining', 'read_meta', 'check_meta', 'few', 'refuse', 'all_batches', 'ranges', 'cut_batches', 'dom_order',
+           'late_pulses', 'describe_doms', 'event_time_reference', 'Pulses', 'join_hits', 'check_pulses',
+           'group_starts', 'groups_of_rows', 'read_pulses', 'PulseBlocks', 'EventRows', 'bad_pulses', 'find_bad_events',
            'events_without_meta', 'write_skipped', 'sound_pulses']
 
 # %% ../nbs/01a_reading.ipynb #0d1a7c05
@@ -83,6 +83,10 @@ def batch_files(
     twice = [i for (i, _), (j, _) in zip(found, found[1:]) if i == j]
     if twice: raise DataError(f"{folder}: there are two files of batch {twice[0]}; remove one")
     return dict(found)
+
+def in_prepared_form(files:dict) -> bool: # of `batch_files`
+    "Are these files in the prepared form?"
+    return any(path.suffix == ".arrow" for path in files.values())
 
 def find_batches(root=None, split:str="train") -> list: # of int, ascending
     "Numbers of the batch files of a split."
@@ -247,7 +251,7 @@ def all_batches(
 ) -> list: # of int, ascending
     "The files of a split, which must be those that the meta table names."
     files, meta = batch_files(root, split), data_root(root) / f"{split}_meta.parquet"
-    if any(p.suffix == ".arrow" for p in files.values()): return list(files)
+    if in_prepared_form(files): return list(files)
     file = open_parquet(meta, ["batch_id"])
     chunks = (column_values(chunk, "batch_id") for _, chunk in parquet_rows(file, meta, ["batch_id"], range(file.num_row_groups)))
     named = np.unique(np.concatenate([np.empty(0, np.int64), *(np.unique(values[~missing]) for values, missing in chunks)])).tolist()
@@ -426,20 +430,20 @@ def check_pulses(
 ) -> dict: # name -> (k,) values, charge in float32
     "The wanted rows of a piece of a batch file, or a DataError that names the first event at fault."
     source, whole = {}, len(rows) == len(chunk)
-    def refuse(column, bad, what):
+    def fault(column, bad, what):
         if bad.any():
             k = int(bad.argmax())
             words = what.replace("{}", str(source[column][k]), 1) if column in source else what
             raise DataError(f"{path}: column {column}, event {expected[k]}: {words} (pulses at fault up to here: {int(bad.sum()):,}); correct the file or get it again, or leave it out with batch_ids", column)
     for name in PULSE_COLUMNS:
         values, missing = column_values(chunk, name)
-        if missing.any(): refuse(name, missing[rows], "a value is missing")
+        if missing.any(): fault(name, missing[rows], "a value is missing")
         source[name] = values if whole else values[rows]
     pulses = dict(source, charge=_as_float32(source["charge"]))
     if not np.array_equal(pulses["event_id"], expected):
-        refuse("event_id", pulses["event_id"] != expected, "the row belongs to event {}, so this file and " + f"{_meta_of(path)} do not belong together")
+        fault("event_id", pulses["event_id"] != expected, "the row belongs to event {}, so this file and " + f"{_meta_of(path)} do not belong together")
     if not _sound(pulses):
-        for fault in _bad_values(pulses): refuse(*fault)
+        for at_fault in _bad_values(pulses): fault(*at_fault)
     return pulses
 
 
@@ -494,7 +498,7 @@ class PulseBlocks:
         self.columns = {name: np.empty(int(n.sum()), t) for name, t in types.items()}
         self.doms, self.n_doms, self.times = [], [], []
 
-    def add(self, pulses:tuple):
+    def add(self, pulses:dict):
         "Take up the next pulses, and sort the events that are whole by now."
         stop = self.filled + len(pulses["time"])
         for name in ("time", "charge", "sensor_id", "auxiliary"): self.columns[name][self.filled:stop] = pulses[name]

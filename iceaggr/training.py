@@ -47,7 +47,7 @@ from .direction import angles_to_vector, angular_error, vmf_loss, vmf_quantile
 from .distributed import fair_share, on_first, process_group, rank, share_weights, sum_gradients, sum_over, world_size
 from .geometry import Geometry
 from .model import WEIGHTS_VERSION, HierarchicalTransformer, ModelSettings, model_settings, predict_dataset, save_weights
-from .packing import PackedBatches, packed_batch, split_batch, to_device
+from .packing import PackedBatches, split_batch, to_device
 from .reading import DataError, all_batches, find_batches, replacing, write_skipped
 
 # %% ../nbs/11_training.ipynb #642caec1
@@ -87,10 +87,10 @@ def lr_factor(
     x = min((progress - warmup) / max(1 - warmup, 1e-9), 1)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * x))
 
-# %% ../nbs/11_training.ipynb #0944de5e
+# %% ../nbs/11_training.ipynb #0d117c01
 def orthogonalised(
     x:Tensor, # (n, a, b) matrices, a <= b
-) -> Tensor: # (n, a, b), singular values between 0.68 and 1.14 but for those below a hundredth of the matrix's norm
+) -> Tensor: # (n, a, b), singular values between 0.68 and 1.14 but for those below a hundredth of the matrix's norm, in float32
     "Newton-Schulz iteration with K. Jordan's coefficients: five times s -> 3.4445 s - 4.775 s^3 + 2.0315 s^5 for all singular values, without working them out."
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
@@ -98,23 +98,39 @@ def orthogonalised(
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315), x, beta=3.4445)
     return x
 
+# %% ../nbs/11_training.ipynb #0d117c04
 class Muon(torch.optim.Muon):
-    "torch's Muon, with all matrices of a shape orthogonalised at once; the step is scaled to that of AdamW."
+    "torch's Muon with the step size of AdamW, all matrices of a shape orthogonalised at once."
+    def __init__(self,
+        params, # matrices, or groups of them
+        lr:float, # size of a step
+        weight_decay:float=0.01, # share of lr by which matrices shrink
+    ): super().__init__(params, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
             alike = defaultdict(list)
             for p in group["params"]:
                 if p.grad is None: continue
-                momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                momentum.lerp_(p.grad, 1 - group["momentum"])
-                alike[tuple(sorted(p.shape))].append((p, p.grad.lerp(momentum, group["momentum"])))
-            for (_, size), some in alike.items():
-                tall = [p.shape[0] > p.shape[1] for p, _ in some]
-                steps = torch.stack([u.mT if t else u for (_, u), t in zip(some, tall)])
-                for (p, _), t, u in zip(some, tall, orthogonalised(steps.bfloat16() if steps.is_cuda else steps)):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(u.mT if t else u, alpha=group["lr"] * 0.2 * size ** 0.5)
+                if p not in self.state: self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+                alike[tuple(sorted(p.shape))].append(p)
+            for shape, some in alike.items(): self.step_alike(some, shape[1], group)
 
+    def step_alike(self,
+        matrices:list, # of one shape, or turned on its side
+        size:int, # longer side
+        group:dict, # of the optimiser
+    ):
+        "Move some matrices."
+        tall = [p.shape[0] > p.shape[1] for p in matrices]
+        steps = [p.grad.lerp(self.state[p]["momentum_buffer"], group["momentum"]) for p in matrices]
+        steps = torch.stack([(u.mT if t else u).to(torch.bfloat16 if u.is_cuda else u.dtype) for u, t in zip(steps, tall)])
+        for p, t, u in zip(matrices, tall, orthogonalised(steps)):
+            p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(u.mT if t else u, alpha=group["lr"] * 0.2 * size ** 0.5)
+
+# %% ../nbs/11_training.ipynb #0944de5e
 class MuonAdamW:
     "Muon for matrices, AdamW for all else, as one optimiser."
     def __init__(self,

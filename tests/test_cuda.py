@@ -11,7 +11,7 @@ from iceaggr.data import IceCubeDataset
 from iceaggr.direction import angles_to_vector, vmf_loss
 from iceaggr.model import PRESETS, HierarchicalTransformer
 from iceaggr.packing import collate_dom_packing, split_batch, to_device
-from iceaggr.training import TrainSettings, train_step
+from iceaggr.training import Muon, MuonAdamW, TrainSettings, train_step
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -73,10 +73,22 @@ def test_predict_in_parts(events):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_training_lowers_the_loss(events, precision):
     _, _, gpu, batch = both(events)
-    optimizer = torch.optim.AdamW(gpu.parameters())
+    optimizer = MuonAdamW(gpu, 1e-3)
     settings = TrainSettings(batch_size=len(events), precision=precision)
     losses = [train_step(gpu, optimizer, batch, settings, 1e-3) for _ in range(30)]
     assert all(x is not None for x in losses) and losses[-1] < losses[0]
+
+
+@cuda
+def test_muon_is_that_of_torch():
+    "Tall and wide matrices of one shape together, another shape, and one without a gradient."
+    ours, others = ([torch.nn.Parameter(torch.zeros(shape, device="cuda")) for shape in ((64, 96), (96, 64), (64, 64), (32, 32))] for _ in range(2))
+    mine, torchs = Muon(ours, lr=0.1, weight_decay=0.5), torch.optim.Muon(others, lr=0.1, weight_decay=0.5, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        for p, q in zip(ours[:3], others): p.grad = q.grad = torch.randn_like(p)
+        mine.step(); torchs.step()
+    for p, q in zip(ours[:3], others): assert (p - q).norm() < 0.02 * q.norm()
+    assert not ours[3].any()
 
 
 @cuda

@@ -344,7 +344,7 @@ def test_prepare_shows_how_far_it_is(tiny_dataset, tmp_path, monkeypatch):
 
 
 def test_prepared_files_of_another_format_are_refused(tiny_dataset, tmp_path, monkeypatch):
-    for module in ("data", "prepared"): monkeypatch.setattr(f"iceaggr.{module}.PREPARED_FORMAT", 1)
+    monkeypatch.setattr("iceaggr.prepared.PREPARED_FORMAT", 1)
     out = prepare(tiny_dataset, tmp_path / "out", progress=False)
     monkeypatch.undo()
     with pytest.raises(DataError, match="written in format 1, this version reads 2; run prepare again"): IceCubeDataset(out)
@@ -364,13 +364,13 @@ def test_prepared_files_stay_open_up_to_a_limit(tiny_dataset, tmp_path, monkeypa
 
 
 def test_prepare_leaves_nothing_half_done(tiny_dataset, tmp_path, monkeypatch):
-    import iceaggr.data as data
-    write, count = data.write_arrow, [0]
+    import iceaggr.prepared as prepared
+    write, count = prepared.write_arrow, [0]
     def failing(table, path):
         count[0] += 1
         if count[0] == 5: raise OSError("disk full")
         write(table, path)
-    monkeypatch.setattr(data, "write_arrow", failing)
+    monkeypatch.setattr(prepared, "write_arrow", failing)
     out = tmp_path / "out"
     with pytest.raises(OSError): prepare(tiny_dataset, out, progress=False)
     assert find_batches(out) == [2]                                         # the second set lacks its event table
@@ -449,9 +449,10 @@ def test_blocks_and_pieces_of_any_size(events, piece, block, random):
     order = np.array(random.sample(range(len(n)), len(n)))
     def make(piece, block):
         keep, reading.BLOCK_PULSES = reading.BLOCK_PULSES, block
-        blocks = PulseBlocks(n)
-        for i in range(0, len(flat), piece): blocks.add({k: v[i:i + piece] for k, v in columns.items()})
-        reading.BLOCK_PULSES = keep
+        try:
+            blocks = PulseBlocks(n)
+            for i in range(0, len(flat), piece): blocks.add({k: v[i:i + piece] for k, v in columns.items()})
+        finally: reading.BLOCK_PULSES = keep
         return blocks.finish(order)
     a, b = make(piece, block), make(10**6, 10**6)
     for x, y in ((a.columns, b.columns), (a.doms, b.doms), (a.events, b.events)): assert all(np.array_equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in y)

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iceaggr.reading import DataError
 from iceaggr.evaluation import (bootstrap, check_predictions, evaluate, evaluate_dataset, event_errors, find_events, line_fit,
                                 read_predictions, write_report)
+from iceaggr.reading import DataError
 
 
 @pytest.fixture
