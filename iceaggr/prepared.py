@@ -82,7 +82,7 @@ def write_prepared(
     source:dict, # of `source_facts`
     bad_events:dict|None=None, # columns of the events that were left out
 ):
-    "Write a set; the event table, without which there is none, goes first and comes last."
+    "Write a set. Its old event table is removed first, the new one comes last: without it there is no set."
     target.unlink(missing_ok=True)
     facts = dict(format=PREPARED_FORMAT, source=source, sums={part: column_sums(tables[part].combine_chunks()) for part in PARTS})
     if bad_events: facts["bad_events"] = bad_events

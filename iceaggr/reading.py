@@ -244,6 +244,7 @@ def refuse(
     raise DataError(f"{path}: column {column}, event {event} (batch {batch}): {value} {what}; {int(bad.sum()):,} events are at fault: "
                     f"correct the file, or leave these batches out with batch_ids", column)
 
+# %% ../nbs/01a_reading.ipynb #0d1a7c12
 def all_batches(
     root, # folder of the data set
     split:str="train",
