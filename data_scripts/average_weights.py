@@ -11,13 +11,12 @@ import json
 import shutil
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from iceaggr.data import IceCubeDataset, left_out
 from iceaggr.evaluation import event_errors, event_truth, summary
 from iceaggr.model import HierarchicalTransformer, predict_dataset
-from iceaggr.training import TrainSettings, calibrate
+from iceaggr.training import TrainSettings, calibrate, read_checkpoint
 
 
 def average(start, models, share):
@@ -45,8 +44,8 @@ if __name__ == "__main__":
     args = parser.parse_args()
     facts = [json.loads((run / "settings.json").read_text()) for run in args.runs]
     if len({(tuple(f["train_batches"]), f["train"]["held_out"], f["train"]["valid_events"]) for f in facts}) > 1: parser.error("the runs were trained on different events, so that none is left to all to judge by")
-    for run, f in zip(args.runs, facts):
-        if not f["train"]["minutes"] and len(pd.read_csv(run / "log.csv")) < f["train"]["epochs"]: parser.error(f"{run} has not ended: go on with iceaggr train --resume")
+    for run in args.runs:
+        if not read_checkpoint(run)[0]["finished"]: parser.error(f"{run} has not ended: go on with iceaggr train --resume")
     settings = TrainSettings(**facts[0]["train"])
     train = IceCubeDataset(args.data, batch_ids=facts[0]["train_batches"])
     held_out = left_out(train, settings.held_out, settings.valid_events)

@@ -20,6 +20,7 @@ from iceaggr.baselines import FlatTransformer, PlainFlatTransformer, fit_tracks
 from iceaggr.data import IceCubeDataset
 from iceaggr.evaluation import calibration, evaluate, event_errors, event_truth, line_fit_events
 from iceaggr.model import model_settings, predict_dataset
+from iceaggr.reading import replacing
 from iceaggr.training import TrainSettings, choose_batches, fit, source_commit
 
 METHODS = {
@@ -78,5 +79,5 @@ if __name__ == "__main__":
         if args.method == "hierarchy": rows.append(table_row("hierarchy, six rotations", predict_rotated(model, test), test, args, training))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     old = [pd.read_csv(args.out)] if args.out.exists() else []
-    pd.concat([*old, pd.DataFrame(rows)]).to_csv(args.out, index=False)
+    with replacing(args.out) as part: pd.concat([*old, pd.DataFrame(rows)]).to_csv(part, index=False)
     print(pd.DataFrame(rows).T.to_string())

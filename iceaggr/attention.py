@@ -412,11 +412,14 @@ def layers(
     pool:SegmentPool,
     layout, # GroupedLayout or PackedLayout
 ) -> tuple: # (N, C), (N, Q): what the pooling gives, in the order of the segments as given
-    "Blocks and pooling, part after part."
+    "Blocks and pooling, part after part; in threads only where nothing is random, so that the random numbers of a seed stay the same."
     def run(part):
         tokens, coordinates = x(part)
         return pool(part.through(blocks, tokens, coordinates), part)
-    return tuple(layout.segments(torch.cat(columns)) for columns in zip(*(map_parts(run, layout.parts) if isinstance(layout, GroupedLayout) else [run(layout)])))
+    if isinstance(layout, PackedLayout): found = [run(layout)]
+    elif any(b.training and b.dropout.p for b in blocks): found = [run(part) for part in layout.parts]
+    else: found = map_parts(run, layout.parts)
+    return tuple(layout.segments(torch.cat(columns)) for columns in zip(*found))
 
 def map_parts(f, parts:list) -> list: # of f(part)
     "One after the other, or on a CPU without gradients each in a thread of one core; few tokens are faster on one core than handed to several."

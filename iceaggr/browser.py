@@ -64,7 +64,7 @@ PULSES = (0, 16, 32, 48, 64, 96, 128, 256, 512, 1024, 4096, 16384, np.inf)    # 
 
 def _named_predictions(predictions):
     "Tables by name, read and checked."
-    return {str(name): read_predictions(p) if isinstance(p, (str, Path)) else check_predictions(p.dropna(subset=["azimuth", "zenith"]), str(name))
+    return {str(name): read_predictions(p, gaps=True) if isinstance(p, (str, Path)) else check_predictions(p, str(name), gaps=True)
             for name, p in (predictions or {}).items()}
 
 def _make_widgets(batches, runs, frames):
@@ -155,8 +155,12 @@ def _show(browser:EventBrowser):
         w["said"].value = "No event passes these filters."
         return
     row = int(browser.rows[w["place"].value - 1])
-    if row == browser.row: return
-    browser.row, record = row, browser.table.iloc[row]
+    if row != browser.row: _open_event(browser, row)
+    w["said"].value = facts(browser, browser.table.iloc[row], prediction_of(browser, int(browser.event["event_id"])))
+
+def _open_event(browser:EventBrowser, row:int):
+    "Draw an event of the table."
+    w, browser.row, record = browser.widgets, row, browser.table.iloc[row]
     truth = (record.azimuth, record.zenith) if "azimuth" in record else None
     browser.event = browser.dataset[row]
     event_id = int(browser.event["event_id"])
@@ -166,7 +170,6 @@ def _show(browser:EventBrowser):
     w["close_up"].layout.display = "none"
     _draw_event(browser)
     _move(browser)
-    w["said"].value = facts(browser, record, said)
 
 def _draw_event(browser:EventBrowser):
     "Traces of another event in place of the old ones; the strings, the axes and the camera stay."
@@ -205,7 +208,9 @@ def _jump(browser:EventBrowser):
     if not text: return
     row = np.flatnonzero(browser.table.event_id.astype(str) == text)
     place = np.flatnonzero(browser.rows == row[0]) if len(row) else []
-    if len(place): browser.widgets["place"].value = int(place[0]) + 1
+    if len(place):
+        browser.widgets["place"].value = int(place[0]) + 1
+        _show(browser)                                         # it may be the one that is shown
     else: browser.widgets["said"].value = f"Event {html.escape(text)} " + ("does not pass these filters." if len(row) else "is not in this file.")
 
 # %% ../nbs/12f_browser.ipynb #2b9490a2

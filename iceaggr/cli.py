@@ -150,10 +150,11 @@ def display(args):
     prediction = kappa = None
     if args.predictions:
         from iceaggr.evaluation import read_predictions
-        found = read_predictions(args.predictions).set_index("event_id")
+        found = read_predictions(args.predictions, gaps=True).set_index("event_id")
         if row.event_id in found.index:
             p = found.loc[row.event_id]
             prediction, kappa = (p.azimuth, p.zenith), p.get("kappa")
+        else: print(f"{args.predictions} has no prediction of event {row.event_id}: drawn without one")
     elif args.run:
         from iceaggr.model import HierarchicalTransformer
         from iceaggr.packing import collate_dom_packing
@@ -162,7 +163,7 @@ def display(args):
         p = model.predict([collate_dom_packing([dataset[index]])]).iloc[0]
         prediction, kappa = (p.azimuth, p.zenith), p.kappa
     truth = (row.azimuth, row.zenith) if args.split == "train" else None
-    what = dict(geometry=dataset.geometry, truth=truth, prediction=prediction, kappa=kappa, title=f"event {row.event_id}, {row.n_pulses:,} pulses")
+    what = dict(geometry=dataset.geometry, truth=truth, prediction=prediction, kappa=kappa or None, title=f"event {row.event_id}, {row.n_pulses:,} pulses")
     pulses, static = dataset[index]["pulse_features"], Path(args.out).suffix in (".pdf", ".svg", ".png")
     figure = plot_event(pulses, **what) if static else display_event(pulses, **what, panels=True, animate=args.animate)
     save_display(figure, args.out)

@@ -15,7 +15,7 @@ import torch
 
 from .direction import angles_to_vector
 from .geometry import Geometry, SPEED_OF_LIGHT
-from .reading import find_batches
+from .reading import DataError, find_batches
 from .simulation import GROUP_INDEX, TAN_C, track_time
 
 # %% ../nbs/03a_comparison.ipynb #7f6aa9db
@@ -24,12 +24,14 @@ def read_with_truth(
     batch_ids=None, # numbers of the files; None: all
 ) -> tuple: # pulses: event (from 0), sensor_id, time, charge, auxiliary; truth: a row for each event
     "Pulses and truth of a data set that has both."
-    root = Path(root); batch_ids = batch_ids or find_batches(root, "train")
+    root, batch_ids = Path(root), find_batches(root, "train") if batch_ids is None else batch_ids
     meta = pd.read_parquet(root / "train_meta.parquet")
     meta = meta[meta.batch_id.isin(batch_ids)].sort_values(["batch_id", "first_pulse_index"])
+    truth = meta.merge(pd.read_parquet(root / "truth.parquet"), on=["batch_id", "event_id"], validate="one_to_one")
+    if len(truth) < len(meta): raise DataError(f"{root / 'truth.parquet'}: {len(meta) - len(truth):,} of {len(meta):,} events are missing; get it again")
     pulses = pd.concat([pd.read_parquet(root / "train" / f"batch_{b}.parquet") for b in sorted(batch_ids)], ignore_index=True)
     pulses.insert(0, "event", np.repeat(np.arange(len(meta)), meta.last_pulse_index - meta.first_pulse_index + 1))
-    return pulses, meta.merge(pd.read_parquet(root / "truth.parquet"), on=["batch_id", "event_id"], validate="one_to_one")
+    return pulses, truth
 
 # %% ../nbs/03a_comparison.ipynb #a80935b3
 def size_table(

@@ -7,6 +7,7 @@ __all__ = ['MAPPED_FILES', 'IceCubeDataset', 'choose_files', 'select_events', 's
            'tables_of_file', 'prepare_batch', 'check_prepared', 'prepare', 'promised_rows']
 
 # %% ../nbs/02_data.ipynb #d779b861
+import json
 import os
 import shutil
 import warnings
@@ -23,7 +24,7 @@ from tqdm.auto import tqdm
 from .geometry import load_geometry
 from .prepared import PARTS, is_prepared, join_prepared, map_arrow, open_prepared, part_path, prepared_tables, read_prepared_events, source_facts, write_prepared
 from .reading import (META_COLUMNS, MISSING, ON_BAD_EVENT, PULSE_COLUMNS, SKIPPED_COLUMNS, TARGET_COLUMNS, DataError, PulseBlocks, Pulses, all_batches, batch_files, cut_batches,
-                             data_root, events_without_meta, few, find_bad_events, in_prepared_form, join_hits, open_parquet, ranges, read_meta, read_pulses, replacing, sound_pulses, write_skipped)
+                             data_root, events_without_meta, few, find_bad_events, in_prepared_form, join_hits, open_parquet, promised_files, ranges, read_meta, read_pulses, replacing, sound_pulses, write_skipped)
 
 # %% ../nbs/02_data.ipynb #c845ac8f
 MAPPED_FILES = 64                                                                                # prepared files that stay open: three descriptors each
@@ -56,8 +57,8 @@ class IceCubeDataset(torch.utils.data.Dataset):
         "The events of the chosen files: from the meta table, or from the prepared files."
         folder, meta, targets = self.root / self.split, self.root / f"{self.split}_meta.parquet", self.split == "train"
         if batch_ids is None and self.files: batch_ids = all_batches(self.root, self.split, skip)
-        ids = choose_files(self.files, batch_ids, folder, must_exist=not skip or self.prepared)
-        if self.prepared: return join_prepared([read_prepared_events(self.files[b], b, targets, skip) for b in ids], folder, skip)
+        ids = choose_files(self.files, batch_ids, folder, must_exist=not skip)
+        if self.prepared: return join_prepared([read_prepared_events(self.files.get(b, folder / f"batch_{b}.events.arrow"), b, targets, skip) for b in ids], folder, skip)
         table = read_meta(meta, ids, targets, skip)
         if not skip: return table
         lone = [events_without_meta(self.files[b]).assign(batch_id=b, first_pulse_index=0, last_pulse_index=0, asked=False) for b in ids if b in self.files and not (table.batch_id == b).any()]
@@ -325,6 +326,7 @@ def prepare(
     skip = on_bad_event == "skip"
     if batch_ids is None and files: batch_ids = all_batches(root, split, skip)
     wanted = choose_files(files, batch_ids, root / split, must_exist=not skip)
+    with replacing(out / f"{split}_files.json") as part: part.write_text(json.dumps(sorted({*promised_files(out, split), *wanted})))      # until they are there, what is there is not all
     ends = np.cumsum([promised_rows(files.get(b), skip) for b in wanted])
     with tqdm(total=int(ends[-1]), desc="prepare", unit=" pulses", unit_scale=True, disable=not progress) as bar:
         for k, (b, end) in enumerate(zip(wanted, ends.tolist()), 1):

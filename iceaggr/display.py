@@ -407,7 +407,7 @@ def plot_event(pulses,            # of one event, as in `display_event`
         if points[-1] is not None:
             bar = fig.colorbar(points[-1], cax=axes[2].inset_axes([1.04, 0, 0.04, 1]), label="first pulse [ns]")
             bar.solids.set(rasterized=False, edgecolor="face", alpha=1)       # else a picture, not lines
-        handles = [h for h in _legend(axes[0], view)]
+        handles = [h for h in _legend(view)]
         (fig if new else axes[0]).legend(handles=handles, frameon=False, **(dict(loc="outside lower center", ncols=5) if new else dict(loc="best")))
     return fig
 
@@ -443,7 +443,7 @@ def _draw_paths(ax, view, plane):
         ax.annotate("", end, start + 0.98 * (end - start), arrowprops=dict(arrowstyle="-|>", color=a.colour, lw=0, mutation_scale=9))
 
 # %% ../nbs/04_display.ipynb #db70608c
-def _legend(ax, view):
+def _legend(view):
     "Handles: paths, DOMs, and balls of some charges."
     from matplotlib.lines import Line2D
     for a in view.arrows:
@@ -451,7 +451,7 @@ def _legend(ax, view):
         yield Line2D([], [], color=a.colour, ls="--" if a.dash == "dash" else "-", lw=1, label=a.name + cone)
     ball = lambda charge, colour, fill, label: Line2D([], [], ls="", marker="o", mew=0.4, mec=colour, mfc=fill, label=label,
                                                       ms=float(ball_sizes(charge, view.doms.charge.max(), *BALLS)))
-    if len(view.noise): yield ball(1, "#8c8c8c", "none", "only auxiliary pulses")
+    if view.noise.only_auxiliary.any(): yield ball(1, "#8c8c8c", "none", "only auxiliary pulses")
     decades = 10 ** np.arange(8)
     shown = (decades < 2 * view.lit.charge.max()) & (ball_sizes(decades, view.doms.charge.max(), *BALLS) > BALLS[0] / 2)          # larger than the smallest that is drawn
     for charge in decades[shown]: yield ball(charge, "none", TIME_COLOURS[3], f"{charge:,} p.e.")

@@ -135,16 +135,18 @@ def _some(ids, n=5): # the first few of many
 def check_predictions(
     frame:pd.DataFrame,      # event_id, azimuth, zenith [rad] [, kappa] [, r68 [degrees]]
     name:str="predictions",  # for the messages
+    gaps:bool=False,         # leave out events whose prediction is missing
 ) -> pd.DataFrame: # those columns alone, int64 and float64
     "Predictions that can be used, or a DataError that says why not."
     lacking = [c for c in ("event_id", "azimuth", "zenith") if c not in frame.columns]
     if lacking: raise DataError(f"{name}: no column {', '.join(lacking)} (it has: {', '.join(map(str, frame.columns)) or 'none'})")
-    frame = frame[[c for c in ("event_id", "azimuth", "zenith", "kappa", "r68") if c in frame.columns]].reset_index(drop=True)
+    frame = frame[[c for c in ("event_id", "azimuth", "zenith", "kappa", "r68") if c in frame.columns]]
+    frame = (frame.dropna(subset=["azimuth", "zenith"]) if gaps else frame).reset_index(drop=True)
     if not len(frame): raise DataError(f"{name}: no rows")
     for c in frame.columns:
         number = pd.to_numeric(frame[c], errors="coerce").astype(float)
         bad = ~np.isfinite(number)
-        if bad.any(): raise DataError(f"{name}: {bad.sum():,} values of {c} are missing or not finite numbers, first in row {bad.idxmax()} (event {frame.event_id[bad.idxmax()]})")
+        if bad.any(): raise DataError(f"{name}: {bad.sum():,} values of {c} are missing or not finite numbers, first in row {bad.idxmax()} (event {frame.event_id[bad.idxmax()]})" + (": predict them, or leave them out with on_bad_event=\"skip\" (--on-bad-event skip)" if c in ("azimuth", "zenith") and frame[c].isna().any() else ""))
         if c != "event_id": frame[c] = number
     _check_ranges(frame, name)
     return frame.astype({"event_id": np.int64})
@@ -174,8 +176,7 @@ def read_predictions(
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, pa.ArrowException, OSError) as e:
         raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {e}") from e
     if frame.index.name == "event_id": frame = frame.reset_index()
-    if gaps: frame = frame.dropna(subset=[c for c in ("azimuth", "zenith") if c in frame])
-    return check_predictions(frame, str(path))
+    return check_predictions(frame, str(path), gaps)
 
 # %% ../nbs/12_evaluation.ipynb #db1e3aa6
 def _errors(frame, truth): # both in the same order
@@ -461,7 +462,7 @@ def _summary_table(metrics):
             for k in ("model", "line_fit") if (m := metrics.get(k))]
     return _table(["", "mean [°]", "mean [rad]", "median [°]", "68 % [°]", "bias across [°]", "bias in zenith [°]"], rows)
 
-def _bin_name(row, quantity, k): # k: 0 for the first bin
+def _bin_name(row, quantity):
     "The name of a bin."
     if "name" in row: return row["name"].replace("_", " ")
     if quantity == "zenith": return f"{row['low']:.0f} to {row['high']:.0f}"
@@ -472,7 +473,7 @@ def _bin_table(metrics, quantity):
     "Errors in bins of a quantity."
     rows = metrics["by"][quantity]
     keys = [k for k in ("model", "line_fit") if k in rows[0]]
-    cells = [(_bin_name(r, quantity, i), f"{r['n']:,}", *(f"{r[k][c]:.2f}" for c in ("mean", "median", "p68") for k in keys)) for i, r in enumerate(rows)]
+    cells = [(_bin_name(r, quantity), f"{r['n']:,}", *(f"{r[k][c]:.2f}" for c in ("mean", "median", "p68") for k in keys)) for r in rows]
     return _table([LABELS[quantity], "events", *(f"{c}, {_NAMES[k]} [°]" for c in ("mean", "median", "68 %") for k in keys)], cells)
 
 # %% ../nbs/12_evaluation.ipynb #74a7d3f6
@@ -601,7 +602,7 @@ def load_events(
     if split != "train": raise DataError(f"the {split} split has no true directions; predictions can be evaluated on the train split only")
     root = data_root(root)
     meta = root / f"{split}_meta.parquet"
-    found = find_events(meta, predictions.event_id) if meta.is_file() else IceCubeDataset(root, split=split).event_table()    # no meta: the prepared form
+    found = find_events(meta, predictions.event_id) if meta.is_file() else IceCubeDataset(root, split=split, on_bad_event=on_bad_event).event_table()    # no meta: the prepared form
     found = found[found.event_id.isin(predictions.event_id)]
     strange = predictions.event_id[~predictions.event_id.isin(found.event_id)]
     if len(strange): raise DataError(f"{name}: {len(strange):,} of {len(predictions):,} events are not in the {split} split of {root}: {_some(strange)}")
@@ -624,7 +625,7 @@ def evaluate_dataset(
 ) -> dict: # as of `evaluate`, and data, n_missing, first_missing
     "Compare predictions with the truth and with the line fit; write the report."
     name = "predictions" if isinstance(predictions, pd.DataFrame) else str(predictions)
-    predictions = check_predictions(predictions) if isinstance(predictions, pd.DataFrame) else read_predictions(predictions, gaps=on_bad_event == "skip")
+    predictions = (check_predictions if isinstance(predictions, pd.DataFrame) else read_predictions)(predictions, gaps=on_bad_event == "skip")
     events, missing, skipped = load_events(predictions, root, split, progress, name, on_bad_event)
     if len(missing): warnings.warn(f"{name}: {len(missing):,} of {len(events) + len(missing):,} events of the same batches have no prediction: {_some(missing)}", stacklevel=2)
     metrics = metrics_of(events) | {"data": {"name": data_root(root).resolve().name, "split": split}, "n_missing": len(missing), "first_missing": missing[:5].tolist()}

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from .cli import main
 from .data import IceCubeDataset
 from .geometry import Geometry
+from .reading import DataError
 
 # %% ../nbs/14a_faults.ipynb #1604cf81
 def write_tiny(
@@ -224,13 +225,16 @@ def check_refused(
     weights:Path, # a model
     options=(), # of the command
 ) -> str: # what it says
-    "Assert that `predict` and `prepare` refuse the data by name and write nothing."
+    "Assert that `predict` and `prepare` refuse the data by name, and leave nothing that passes for a result."
     for verb in (["predict", "--run", weights, "--out", broken / "p.parquet"], ["prepare", "--out", broken / "out"]):
         code, _, err = call(*verb, "--data", broken, *options)
         error = [line for line in err.splitlines() if line.startswith("iceaggr: error: ")]
         assert code == 1 and len(error) == 1 and "Traceback" not in err, err
         assert str(broken / fault.file) in error[0] and fault.says in error[0], err
-        assert not (broken / "p.parquet").exists() and not (broken / "skipped.csv").exists()
+        assert not (broken / "p.parquet").exists() and not [*broken.rglob("skipped.csv"), *broken.rglob(".*")]
+    try: made = len(IceCubeDataset(broken / "out"))
+    except DataError: made = 0
+    assert not made and not (fault.file == BATCH and (broken / "out/train/batch_3.events.arrow").exists()), made
     return error[0].removeprefix("iceaggr: error: ").replace(str(broken), "DATA")
 
 # %% ../nbs/14a_faults.ipynb #bf7f8826

@@ -7,6 +7,7 @@ __all__ = ['POSITION', 'graphnet_pulses', 'graphnet_pieces', 'convert_graphnet']
 
 # %% ../nbs/02a_graphnet.ipynb #1a681f51
 import re
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .geometry import Geometry, load_geometry, sensors_at
-from .reading import MAX_TIME, DataError, replacing
+from .reading import MAX_TIME, DataError
 
 # %% ../nbs/02a_graphnet.ipynb #0033781c
 POSITION = ("dom_x", "dom_y", "dom_z")
@@ -28,8 +29,8 @@ def graphnet_pulses(
     "Pulses of GraphNeT with our columns, times in whole ns as in the Kaggle data. Without `hlc` no pulse counts as auxiliary."
     missing = [c for c in ("event_no", *POSITION, "dom_time", "charge") if c not in table]
     if missing: raise DataError(f"{name}: column {', '.join(missing)} missing; it has {', '.join(map(str, table.columns))}")
-    odd = table.charge.to_numpy() <= 0
-    if odd.any(): raise DataError(f"{name}: column charge, event {table.event_no[odd].iloc[0]}: {int(odd.sum()):,} pulses without charge; leave them out")
+    odd = ~((table.charge.to_numpy() > 0) & (table.charge.to_numpy() < np.inf))
+    if odd.any(): raise DataError(f"{name}: column charge, event {table.event_no[odd].iloc[0]}: {int(odd.sum()):,} pulses without a charge above 0; leave them out")
     time = np.rint(table.dom_time.to_numpy(np.float64))
     odd = ~((time >= 0) & (time <= MAX_TIME))
     if odd.any(): raise DataError(f"{name}: column dom_time, event {table.event_no[odd].iloc[0]}: {table.dom_time[odd].iloc[0]} is not a time from 0 to {MAX_TIME:,} ns; count the times of this event from its first pulse")
@@ -85,20 +86,32 @@ def convert_graphnet(
     "GraphNeT's events as a data set in the Kaggle layout."
     out, geometry = Path(out), geometry if isinstance(geometry, Geometry) else load_geometry(geometry)
     if out.exists() and any(out.iterdir()): raise DataError(f"{out} is not empty: choose another folder")
-    split = "train" if truth_table else "test"
-    (out / split).mkdir(parents=True)
+    split, making = "train" if truth_table else "test", out.with_name(f".{out.name}.part")
+    shutil.rmtree(making, ignore_errors=True)
+    (making / split).mkdir(parents=True)
+    try: _convert(making, split, geometry, graphnet_pieces(path, pulsemap, truth_table, events_per_file), f"{path}, {pulsemap}", f"{path}, {truth_table}")
+    except BaseException: shutil.rmtree(making); raise
+    if out.exists(): out.rmdir()
+    return making.rename(out)
+
+def _convert(out, split, geometry, pieces, pulsemap, truth_table):
+    "One batch file of each piece that has pulses, and the tables of the whole data set."
     metas, truths, lost = [], [], 0
-    for batch, (table, truth) in enumerate(graphnet_pieces(path, pulsemap, truth_table, events_per_file), 1):
-        pulses = graphnet_pulses(table, geometry, f"{path}, {pulsemap}")
+    for table, truth in pieces:
+        batch, pulses = len(metas) + 1, graphnet_pulses(table, geometry, pulsemap)
         meta = _meta_rows(pulses.event_id.to_numpy(), batch)
-        if truth_table:
+        if truth is not None:
             lost += int((~truth.event_no.isin(meta.event_id)).sum())
-            meta, more = _with_truth(meta, truth, f"{path}, {truth_table}")
-            truths.append(more)
-        with replacing(out / split / f"batch_{batch}.parquet") as part: pulses.set_index("event_id").to_parquet(part)
+            meta, more = _with_truth(meta, truth, truth_table)
+        if not len(meta): continue
+        if truth is not None: truths.append(more)
+        pulses.set_index("event_id").to_parquet(out / split / f"batch_{batch}.parquet")
         metas.append(meta)
-    if lost: print(f"{lost:,} events of {truth_table} have no pulses in {pulsemap} and were left out")
-    return _finish(out, split, geometry, metas, truths)
+    if not metas: raise DataError(f"{pulsemap}: no pulses")
+    if lost: print(f"{lost:,} events without pulses were left out")
+    geometry.to_csv(out / "sensor_geometry.csv")
+    if truths: pd.concat(truths, ignore_index=True).to_parquet(out / "truth.parquet", index=False)
+    pd.concat(metas, ignore_index=True).to_parquet(out / f"{split}_meta.parquet", index=False)
 
 # %% ../nbs/02a_graphnet.ipynb #70444a63
 def _meta_rows(event, batch): # (P,) event of each pulse, sorted
@@ -112,14 +125,8 @@ def _with_truth(meta, truth, name):
     if missing: raise DataError(f"{name}: column {', '.join(missing)} missing; it has {', '.join(map(str, truth.columns))}")
     if truth.event_no.duplicated().any(): raise DataError(f"{name}: column event_no: {truth.event_no[truth.event_no.duplicated()].iloc[0]} is there twice")
     rows = meta.merge(truth.rename(columns=dict(event_no="event_id")), on="event_id", how="left", validate="one_to_one")
-    if rows.azimuth.isna().any(): raise DataError(f"{name}: no direction of event {rows.event_id[rows.azimuth.isna()].iloc[0]}, which has pulses")
+    odd = rows[["azimuth", "zenith"]].isna().any(axis=1)
+    if odd.any(): raise DataError(f"{name}: no direction of event {rows.event_id[odd].iloc[0]}, which has pulses")
     extra = rows.drop(columns=["first_pulse_index", "last_pulse_index", "azimuth", "zenith", "index"], errors="ignore")
     return rows[[*meta.columns, "azimuth", "zenith"]].assign(azimuth=rows.azimuth % (2 * np.pi)), extra
 
-def _finish(out, split, geometry, metas, truths):
-    "The tables of the whole data set; the meta table last, as the mark that it is complete."
-    geometry.to_csv(out / "sensor_geometry.csv")
-    if truths:
-        with replacing(out / "truth.parquet") as part: pd.concat(truths, ignore_index=True).to_parquet(part, index=False)
-    with replacing(out / f"{split}_meta.parquet") as part: pd.concat(metas, ignore_index=True).to_parquet(part, index=False)
-    return out

@@ -84,7 +84,7 @@ def frame_to_events(
     odd = ~(np.isfinite(names) & (names % 1 == 0) & (np.abs(names) < 2.0 ** 63))
     if odd.any(): raise ValueError(f"event_id {ids[odd.argmax()]!r} is not a whole number: number the events")
     aux = pulses["auxiliary"] if "auxiliary" in pulses else pd.Series(False, index=pulses.index)
-    table = np.stack([pd.to_numeric(pulses[c]).to_numpy(np.float64, na_value=np.nan) for c in ("time", "charge", "sensor_id")] + [aux.to_numpy(np.float64, na_value=np.nan)], 1)
+    table = np.stack([pd.to_numeric(x, errors="coerce").to_numpy(np.float64, na_value=np.nan) for x in (pulses["time"], pulses["charge"], pulses["sensor_id"], aux)], 1)
     for what, bad in (("a value that is not a finite number", ~np.isfinite(table).all(1)), ("a charge that is not positive", table[:, 1] <= 0),
                       (f"a sensor_id that is not a whole number in 0 to {n_sensors - 1}", (table[:, 2] % 1 != 0) | (table[:, 2] < 0) | (table[:, 2] >= n_sensors)),
                       ("an auxiliary flag that is neither 0 nor 1", ~np.isin(table[:, 3], (0, 1)))):

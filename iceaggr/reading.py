@@ -6,16 +6,18 @@
 __all__ = ['PULSE_COLUMNS', 'META_COLUMNS', 'TARGET_COLUMNS', 'MAX_TIME', 'CHUNK_ROWS', 'BLOCK_PULSES', 'ON_BAD_EVENT', 'MISSING',
            'UNREADABLE', 'SKIPPED_COLUMNS', 'DataError', 'one_line', 'replacing', 'data_root', 'batch_files',
            'in_prepared_form', 'find_batches', 'open_parquet', 'parquet_rows', 'column_values', 'wanted_groups',
-           'adjoining', 'read_meta', 'check_meta', 'few', 'refuse', 'all_batches', 'ranges', 'cut_batches', 'dom_order',
-           'late_pulses', 'describe_doms', 'event_time_reference', 'Pulses', 'join_hits', 'check_pulses',
-           'group_starts', 'groups_of_rows', 'read_pulses', 'PulseBlocks', 'EventRows', 'bad_pulses', 'find_bad_events',
-           'events_without_meta', 'write_skipped', 'sound_pulses']
+           'adjoining', 'read_meta', 'check_meta', 'few', 'refuse', 'all_batches', 'promised_files', 'ranges',
+           'cut_batches', 'dom_order', 'late_pulses', 'describe_doms', 'event_time_reference', 'Pulses', 'join_hits',
+           'check_pulses', 'group_starts', 'groups_of_rows', 'read_pulses', 'PulseBlocks', 'EventRows', 'bad_pulses',
+           'find_bad_events', 'events_without_meta', 'write_skipped', 'sound_pulses']
 
 # %% ../nbs/01a_reading.ipynb #0d1a7c05
+import json
 import os
 import re
 import warnings
 from contextlib import contextmanager
+from operator import index
 from pathlib import Path
 
 import numpy as np
@@ -248,11 +250,14 @@ def refuse(
 def all_batches(
     root, # folder of the data set
     split:str="train",
-    skip:bool=False, # with those that the meta table names in vain, instead of a DataError
+    skip:bool=False, # with those that are named in vain, instead of a DataError
 ) -> list: # of int, ascending
-    "The files of a split, which must be those that the meta table names."
+    "The files of a split, which must be those that the meta table names, or those that `prepare` was to make."
     files, meta = batch_files(root, split), data_root(root) / f"{split}_meta.parquet"
-    if in_prepared_form(files): return list(files)
+    if in_prepared_form(files):
+        lone = [b for b in promised_files(root, split) if b not in files]
+        if lone and not skip: raise DataError(f"{meta.with_name(split)}: no file of batch {few(lone)}, which prepare was to make: run prepare again, or choose others with batch_ids")
+        return sorted({*files, *lone})
     file = open_parquet(meta, ["batch_id"])
     chunks = (column_values(chunk, "batch_id") for _, chunk in parquet_rows(file, meta, ["batch_id"], range(file.num_row_groups)))
     named = np.unique(np.concatenate([np.empty(0, np.int64), *(np.unique(values[~missing]) for values, missing in chunks)])).tolist()
@@ -261,6 +266,15 @@ def all_batches(
     if not lone or skip: return sorted({*files, *named})
     table = read_meta(meta, lone, targets=False)
     refuse(table, table.batch_id == table.batch_id, meta, "batch_id", f"has no file {meta.with_name(split) / f'batch_{lone[0]}.parquet'}: get it, or choose others")
+
+def promised_files(
+    root, # folder in the prepared form
+    split:str="train",
+) -> list: # of int, ascending
+    "The files that `prepare` was to make in all its runs, as it noted before the first; nothing where there is no note."
+    path = data_root(root) / f"{split}_files.json"
+    try: return [index(b) for b in json.loads(path.read_text())] if path.exists() else []
+    except (ValueError, TypeError) as e: raise DataError(f"{path}: damaged ({one_line(e)}); remove it and run prepare again") from None
 
 def _check_overlap(meta, path):
     "No two events of a file share a row."

@@ -76,6 +76,7 @@ class TrainSettings:
         for name in ("batch_size", "max_pulses", "lr", "valid_events", "clip", "save_minutes") + (("epochs",) if self.minutes is None else ("minutes",)):
             if not 0 < getattr(self, name) < math.inf: raise ValueError(f"{name} must be positive and finite; got {getattr(self, name)}")
         if self.held_out < 2: raise ValueError(f"held_out must be at least 2; got {self.held_out}")
+        if self.seed < 0: raise ValueError(f"seed must be 0 or more; got {self.seed}")
 
 # %% ../nbs/11_training.ipynb #50db844d
 def lr_factor(
@@ -363,7 +364,7 @@ def loss_backward(
     before = [None] * len(parts)
     with torch.no_grad(), autocast():                          # one context for each phase: autocast must not reuse casts that have no graph
         slices = []
-        for i, part in enumerate(parts): before[i] = random_state(model.device); slices.append(model.t1(part)[0])
+        for i, part in enumerate(parts): before[i] = random_state(model.device); slices.append(model.t1(part, len(part["packed_sequences"]))[0])
     embeddings = torch.cat(slices).requires_grad_()
     with autocast(): vector = model.t2.vector(**model.t2_batch(batch, embeddings))
     loss = vmf_loss(vector, target, reduction="sum")
@@ -371,7 +372,7 @@ def loss_backward(
     after = random_state(model.device)
     for part, state, gradient in zip(parts, before, embeddings.grad.split([len(x) for x in slices])):
         random_state(model.device, state)
-        with autocast(): again, _ = model.t1(part)
+        with autocast(): again, _ = model.t1(part, len(part["packed_sequences"]))      # as before: the random numbers must fall alike
         again.backward(gradient)
     random_state(model.device, after)
     return loss.detach()
@@ -481,9 +482,9 @@ def train_epoch(
     batches = epoch_batches(job)
     motions, middle = job.motions
     job.model.train()
-    bar = tqdm(epoch_loader(job, batches[state["batch"]:], workers), f"epoch {state['epoch'] + 1}", total=len(batches), initial=state["batch"], unit="step", disable=not job.progress, leave=False)
+    bar, start = tqdm(epoch_loader(job, batches[state["batch"]:], workers), f"epoch {state['epoch'] + 1}", total=len(batches), initial=state["batch"], unit="step", disable=not job.progress, leave=False), pace.clock()
     for batch in bar:
-        start, events = pace.clock(), batches[state["batch"]]
+        events = batches[state["batch"]]
         state["lr"] = s.lr * lr_factor(pace.done(state["batch"] / len(batches)), s.warmup)
         step_seed(s.seed, state["epoch"], state["batch"])
         motion = motions[np.random.default_rng([s.seed, state["epoch"], state["batch"], 1]).integers(len(motions))]
@@ -499,6 +500,7 @@ def train_epoch(
         if state["step"] % 20 == 0: bar.set_postfix(loss=f"{state['epoch_loss'] / max(state['epoch_events'], 1):.3f}", lr=f"{state['lr']:.1e}")
         pace.agree()
         if pace.due: job.save()
+        start = pace.clock()
         if pace.stopped or (s.minutes and pace.done() >= 1): break
     bar.close()
 
@@ -523,7 +525,7 @@ def skip_step(
     if rank() == 0: tqdm.write(f"step {state['step']}: loss or gradient not finite, step skipped; events {ids}")
     if state["in_a_row"] >= 10:
         raise FloatingPointError(f"ten steps in a row without a finite loss and gradient: look at the events named in {job.run / 'skipped_steps.csv'}, or train into a new folder with a lower learning rate, "
-                                 f"from the weights of the last checkpoint with --init {job.run / 'last.safetensors'}")
+                                 + (f"from the weights of the last checkpoint with --init {job.run / 'last.safetensors'}" if has_checkpoint(job.run) else "with smaller batches or without the events named"))
 
 # %% ../nbs/11_training.ipynb #7f897b71
 def fit(
@@ -659,6 +661,7 @@ def train(
             if not len(ds): raise DataError(f"{data}: no good event in the files {files}: choose others")
         torch.manual_seed(settings.seed)
         resuming = resume and has_checkpoint(run)
+        if sum_over(resuming)[0] not in (0, world_size()): raise ValueError(f"some of the processes find no checkpoint in {run}: it must lie on a disk that all hosts share")
         model = HierarchicalTransformer(sizes_to_train(preset, init, run if resuming else None), train_ds.geometry).to(device)
         if init is not None and not resuming: start_from(model, init)
         facts = dict(init=None if init is None else str(init), model=dataclasses.asdict(model.settings), train=dataclasses.asdict(settings), train_batches=train_batches, valid_batches=valid_batches,
@@ -677,9 +680,11 @@ def sizes_to_train(
     run:Path|None=None, # folder of a run that goes on
 ) -> ModelSettings:
     "A preset's sizes, with intervals in T2's scores if the weights to start from have them."
+    settings = model_settings(preset)
     if run is not None and (run / "settings.json").exists(): other = json.loads((run / "settings.json").read_text())["model"]
-    else: other = {} if init is None else vars(HierarchicalTransformer.load(init).settings)
-    return dataclasses.replace(model_settings(preset), intervals=other.get("intervals", False))
+    elif init is not None: other = vars(HierarchicalTransformer.load(init).settings)
+    else: return settings
+    return dataclasses.replace(settings, intervals=other.get("intervals", False))
 
 def start_from(
     model:HierarchicalTransformer, # its weights are set, its geometry stays
@@ -726,16 +731,15 @@ def claim_run(
     resume:bool, # continue the run that is there
 ):
     "Make the run's folder, or check that it can be continued with these settings."
-    path = run / "settings.json"
-    for name in RUN_FILES:
-        for part in run.glob(f".{name}.part*"): part.unlink()      # of a process that was killed while it wrote
+    path, unfinished = run / "settings.json", [part for name in RUN_FILES for part in run.glob(f".{name}.part*")]     # of a process that was killed while it wrote
     if resume:
         if not path.exists(): raise ValueError(f"{run} holds no run to resume: settings.json is missing; leave out --resume to start one")
         changed = changed_facts(json.loads(path.read_text()), json.loads(json.dumps(facts)))
         if changed: raise ValueError(f"{run} was started with other settings ({'; '.join(changed)}): resume with the same ones, or train into a new folder")
-        return
-    if run.exists() and any(run.iterdir()): raise FileExistsError(f"{run} exists and is not empty: add --resume to continue it, or choose another folder")
+    elif run.exists() and any(p not in unfinished for p in run.iterdir()): raise FileExistsError(f"{run} exists and is not empty: add --resume to continue it, or choose another folder")
+    for part in unfinished: part.unlink(missing_ok=True)       # not before: a run that was refused may have hit one that is alive
     run.mkdir(parents=True, exist_ok=True)
+    if resume: return
     with replacing(path) as part: part.write_text(json.dumps(facts, indent=1))
 
 RUN_FILES = *CHECKPOINTS, "settings.json", "last.safetensors", "best.safetensors", "log.csv", "skipped_steps.csv", "skipped.csv", "curves.png"

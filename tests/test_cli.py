@@ -109,6 +109,18 @@ def test_another_detector_is_refused(tiny_dataset, tmp_path):
     assert not (tmp_path / "p.csv").exists()
 
 
+def test_display_takes_what_predict_wrote(tiny_dataset, tmp_path):
+    "Gaps of other events, none for this one, and a kappa of zero."
+    ids = pd.read_parquet(tiny_dataset / "train_meta.parquet").event_id
+    p = pd.DataFrame(dict(event_id=ids, azimuth=1.0, zenith=1.0, kappa=0.0))
+    p.loc[p.index[-1], ["azimuth", "zenith", "kappa"]] = float("nan")
+    p.to_parquet(tmp_path / "p.parquet")
+    for event, said in ((ids.iloc[0], ""), (ids.iloc[-1], f"p.parquet has no prediction of event {ids.iloc[-1]}")):
+        done = call("display", "--data", tiny_dataset, "--event", event, "--predictions", tmp_path / "p.parquet", "--out", tmp_path / "event.html")
+        assert done.returncode == 0 and said in done.stdout and bool(said) == ("no prediction" in done.stdout), done.stderr
+        assert ("path predicted" in (tmp_path / "event.html").read_text()) == (not said)
+
+
 def test_bad_data_is_named_without_traceback(tiny_dataset, tmp_path):
     path = tiny_dataset / "train/batch_3.parquet"
     table = pd.read_parquet(path)

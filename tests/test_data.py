@@ -383,6 +383,26 @@ def test_prepare_leaves_nothing_half_done(tiny_dataset, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="batch_3.parquet: column charge"): prepare(tiny_dataset, tmp_path / "bad", progress=False)
 
 
+def test_part_of_a_prepared_set_does_not_pass_for_all(tiny_dataset, tmp_path):
+    out = tmp_path / "out"
+    sound = (tiny_dataset / BATCH).read_bytes()
+    rewrite(tiny_dataset, BATCH, put("charge", 0, 0.0))
+    prepare(tiny_dataset, out, batch_ids=[10], progress=False)
+    with pytest.raises(DataError, match="column charge"): prepare(tiny_dataset, out, batch_ids=[2, 3], progress=False)
+    with pytest.raises(DataError, match="out/train: no file of batch 3, which prepare was to make"): IceCubeDataset(out)
+    assert IceCubeDataset(out, batch_ids=[2, 10]).batch_ids == [2, 10]
+    with pytest.warns(UserWarning, match="1 of 16 events"): part = IceCubeDataset(out, on_bad_event="skip")
+    assert part.batch_ids == [2, 10] and "batch_3.events.arrow" in part.skipped.file[0] and "no such file" in part.skipped.reason[0]
+    (tiny_dataset / BATCH).write_bytes(sound)
+    prepare(tiny_dataset, out, batch_ids=[3], progress=False)
+    same_events(list(IceCubeDataset(out)), list(IceCubeDataset(tiny_dataset)))
+    note = out / "train_files.json"
+    note.write_text(note.read_text()[:-2])
+    with pytest.raises(DataError, match="train_files.json: damaged"): IceCubeDataset(out)
+    note.unlink()                                                           # written before there was one
+    assert len(IceCubeDataset(out)) == len(IceCubeDataset(tiny_dataset))
+
+
 def test_real_physics_events(ppc_root, tmp_path):
     ds = IceCubeDataset(ppc_root, batch_ids=[4], max_events=3000)
     out = prepare(ppc_root, tmp_path, batch_ids=[4], check=True, progress=False)

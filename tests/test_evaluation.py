@@ -161,6 +161,25 @@ def test_prepared_form_gives_the_same(tiny_dataset, tmp_path):
     assert evaluate_dataset(p, tiny_dataset, progress=False) == evaluate_dataset(p, prepare(tiny_dataset, tmp_path / "tiny2" / "tiny", progress=False), progress=False)
 
 
+def test_gaps_are_left_out_of_a_table_as_of_a_file(tiny_dataset, tmp_path):
+    p = pd.read_parquet(tiny_dataset / "train_meta.parquet")[["event_id", "azimuth", "zenith"]]
+    p.loc[3, ["azimuth", "zenith"]] = np.nan
+    p.to_csv(tmp_path / "p.csv", index=False)
+    for given in (p, tmp_path / "p.csv"):
+        with pytest.raises(DataError, match=rf"event {p.event_id[3]}\): predict them, or leave them out with .*--on-bad-event skip"): evaluate_dataset(given, tiny_dataset, progress=False)
+        with pytest.warns(UserWarning, match=f"1 of {len(p)} events of the same batches have no prediction: {p.event_id[3]}"):
+            assert evaluate_dataset(given, tiny_dataset, progress=False, on_bad_event="skip")["n_events"] == len(p) - 1
+
+
+def test_a_damaged_file_of_others(tiny_dataset, tmp_path):
+    from iceaggr.data import prepare
+    p = pd.read_parquet(tiny_dataset / "train_meta.parquet").query("batch_id != 3")[["event_id", "azimuth", "zenith"]]
+    out = prepare(tiny_dataset, tmp_path / "out", progress=False)
+    (out / "train/batch_3.events.arrow").write_bytes(b"not Arrow")
+    with pytest.raises(DataError, match="batch_3.events.arrow"): evaluate_dataset(p, out, progress=False)
+    with pytest.warns(UserWarning, match="left out"): assert evaluate_dataset(p, out, progress=False, on_bad_event="skip")["n_events"] == len(p)
+
+
 def test_part_of_a_batch_is_said(tiny_dataset):
     meta = pd.read_parquet(tiny_dataset / "train_meta.parquet")
     batch = meta[meta.batch_id == meta.batch_id.max()]

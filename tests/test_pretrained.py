@@ -14,7 +14,7 @@ from iceaggr.direction import vmf_quantile
 from iceaggr.geometry import load_geometry
 from iceaggr.model import HierarchicalTransformer
 from iceaggr.simulation import simulate_dataset
-from iceaggr.training import TrainSettings, calibrate, predict_with_truth, train
+from iceaggr.training import TrainSettings, calibrate, predict_with_truth, sizes_to_train, train
 
 sys.path.append(str(Path(__file__).parents[1] / "data_scripts"))
 from average_weights import average, best_share
@@ -59,6 +59,11 @@ def test_training_starts_from_them_and_goes_on(simulated, tmp_path):
     os.remove(init)                                                     # a run that goes on has what it needs
     again = train(simulated.root, tmp_path / "run", "small", init=init, resume=True, **some)
     assert len(again) == len(log) and again.valid_mean_degrees.iloc[-1] == log.valid_mean_degrees.iloc[-1]
+
+
+def test_intervals_that_are_asked_for():
+    assert sizes_to_train(dict(intervals=True)).intervals and not sizes_to_train("small").intervals and sizes_to_train("small", "small").intervals
+    with pytest.raises(ValueError, match="seed must be 0 or more; got -1"): TrainSettings(seed=-1)
 
 
 def test_average_of_weights():

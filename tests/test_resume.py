@@ -18,7 +18,7 @@ from processes import ended, kill, launch
 from iceaggr.cli import main
 from iceaggr.data import IceCubeDataset
 from iceaggr.model import HierarchicalTransformer, read_weights
-from iceaggr.training import CHECKPOINTS, TrainSettings, fit, train
+from iceaggr.training import CHECKPOINTS, TrainSettings, claim_run, fit, train
 
 TINY = dict(dom_d_model=32, dom_heads=2, dom_layers=1, event_d_model=32, event_heads=2, event_layers=1)
 
@@ -208,3 +208,19 @@ def test_a_run_without_matplotlib(data, tmp_path, monkeypatch):
     monkeypatch.undo()
     run_training(data, tmp_path / "other", epochs=1)
     assert (tmp_path / "other/curves.png").exists()
+
+
+def test_a_refused_command_leaves_a_living_run_alone(tmp_path):
+    "Of a file that is being written only a resume may think that its process was killed."
+    claim_run(tmp_path / "run", dict(seed=1), False)
+    part = tmp_path / "run/.state.pt.part123"
+    part.touch()
+    with pytest.raises(FileExistsError, match="--resume"): claim_run(tmp_path / "run", dict(seed=1), False)
+    with pytest.raises(ValueError, match="seed: 1 -> 2"): claim_run(tmp_path / "run", dict(seed=2), True)
+    assert part.exists()
+    claim_run(tmp_path / "run", dict(seed=1), True)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["settings.json"]
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed/.settings.json.part123").touch()                    # killed at its very start
+    claim_run(tmp_path / "killed", dict(seed=1), False)
+    assert [p.name for p in (tmp_path / "killed").iterdir()] == ["settings.json"]
