@@ -171,6 +171,7 @@ def _open_event(browser:EventBrowser, row:int):
     _draw_event(browser)
     _move(browser)
 
+# %% ../nbs/12f_browser.ipynb #e674be0f
 def _draw_event(browser:EventBrowser):
     "Traces of another event in place of the old ones; the strings, the axes and the camera stay."
     import plotly.graph_objects as go
