@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .attention import Block, GroupedLayout, PackedLayout, SegmentPool, layers, token_count
 from .direction import vector_to_angles
 from .dom_transformer import full_precision
-from .features import DOMEncoder, event_centre, light_source, sensor_table
+from .features import DOMEncoder, event_centre, light_source, local_coincidence, sensor_table
 from .geometry import SPEED_OF_LIGHT, Geometry
 from .packing import event_time_reference
 
@@ -107,7 +107,7 @@ class EventTransformer(nn.Module):
         if dom_features is not None:                       # of all DOMs, before any budget
             time = event_time_reference(dom_features[:, 0], dom_features[:, 1], dom_to_event_idx, batch_size) if event_times is None else event_times
             centre = event_centre(sensors[:, :3], dom_features[:, 1], dom_to_event_idx, batch_size)
-            source = light_source(sensors[:, :3], dom_features, dom_to_event_idx, time)
+            source = light_source(sensors[:, :3], dom_features, dom_to_event_idx, time, local_coincidence(dom_ids, dom_features[:, 0], dom_to_event_idx))
         keep = torch.argsort(dom_to_event_idx, stable=True)
         if int(counts.max()) > self.max_doms:
             keep = within_budget(dom_features, dom_ids, dom_to_event_idx, counts, self.max_doms)

@@ -19,7 +19,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from .attention import Block, segment_mask_mod
 from .direction import angles_to_vector, vmf_loss
 from .event_transformer import WINDOW
-from .features import PulseEncoder, event_centre, light_source, sensor_table
+from .features import PulseEncoder, event_centre, light_source, local_coincidence, sensor_table
 from .geometry import SPEED_OF_LIGHT
 from .model import HierarchicalTransformer
 from .packing import batch_event_times, event_time_reference
@@ -129,7 +129,8 @@ def padded_t2(
     m, event, B = metadata, metadata["dom_to_event_idx"], len(metadata["event_ids"])
     sensors, features = t2.sensors[m["sensor_ids"]], m["dom_features"]
     time, centre = event_time_reference(features[:, 0], features[:, 1], event, B), event_centre(sensors[:, :3], features[:, 1], event, B)
-    x = t2.embed(dom_embeddings) + t2.encoder(sensors, features, time[event], centre[event], light_source(sensors[:, :3], features, event, time)[event])
+    source = light_source(sensors[:, :3], features, event, time, local_coincidence(m["sensor_ids"], features[:, 0], event))
+    x = t2.embed(dom_embeddings) + t2.encoder(sensors, features, time[event], centre[event], source[event])
     counts = torch.bincount(event, minlength=B)
     mask = torch.arange(int(counts.max()), device=x.device) < counts[:, None]           # (B, n): DOMs are in order of events
     padded = x.new_zeros(*mask.shape, x.shape[1])

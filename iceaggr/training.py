@@ -115,21 +115,21 @@ class Muon(torch.optim.Muon):
             for p in group["params"]:
                 if p.grad is None: continue
                 if p not in self.state: self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-                self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-                alike[tuple(sorted(p.shape))].append(p)
-            for shape, some in alike.items(): self.step_alike(some, shape[1], group)
+                alike[p.shape].append(p)
+            for some in alike.values(): self.step_alike(some, group)
 
     def step_alike(self,
-        matrices:list, # of one shape, or turned on its side
-        size:int, # longer side
+        matrices:list, # of one shape
         group:dict, # of the optimiser
     ):
-        "Move some matrices."
-        tall = [p.shape[0] > p.shape[1] for p in matrices]
-        steps = [p.grad.lerp(self.state[p]["momentum_buffer"], group["momentum"]) for p in matrices]
-        steps = torch.stack([(u.mT if t else u).to(torch.bfloat16 if u.is_cuda else u.dtype) for u, t in zip(steps, tall)])
-        for p, t, u in zip(matrices, tall, orthogonalised(steps)):
-            p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(u.mT if t else u, alpha=group["lr"] * 0.2 * size ** 0.5)
+        "Move some matrices, in few operations: on a GPU each has a price, however small the matrices."
+        momentum, gradients = [self.state[p]["momentum_buffer"] for p in matrices], [p.grad for p in matrices]
+        torch._foreach_lerp_(momentum, gradients, 1 - group["momentum"])
+        x = torch.stack(torch._foreach_lerp(gradients, momentum, group["momentum"]))
+        turn = (lambda y: y.mT) if x.shape[1] > x.shape[2] else (lambda y: y)
+        x = turn(orthogonalised(turn(x).to(torch.bfloat16 if x.is_cuda else x.dtype))).to(x.dtype).contiguous()
+        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_sub_(matrices, list(x), alpha=group["lr"] * 0.2 * max(x.shape[1:]) ** 0.5)
 
 # %% ../nbs/11_training.ipynb #0944de5e
 class MuonAdamW:
