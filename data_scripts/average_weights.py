@@ -1,16 +1,17 @@
 """Average the weights of runs that went on from the same weights, and calibrate the average on the events that these runs kept back.
 
-    python data_scripts/average_weights.py OUT --start FILE --share 0.5 --runs RUN [RUN ...] --data DIR
+    python data_scripts/average_weights.py OUT --start FILE --share 0.5 --runs RUN [RUN ...] --data DIR [--judge-batches 101,102,103]
 
 FILE holds the weights that all RUNs (folders made by `iceaggr train --init FILE`) started from; they count for the given share of the average, the last weights of the runs equally for the rest.
 Several shares may be given: of those with which the mean offset in zenith on the events kept back is within one and a half standard errors of zero, the one with the smallest mean error is taken. (Weights that know simulated events
-alone may lean: the simulation is not the detector.) OUT is a folder like that of a run: best.safetensors, and the settings and the log of the first RUN."""
+alone may lean: the simulation is not the detector.) With --judge-batches only events kept back from these files choose and calibrate: where a run was trained on several kinds of events, those that the weights are for. OUT is a folder like that of a run: best.safetensors, and the settings and the log of the first RUN."""
 import argparse
 import copy
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from iceaggr.data import IceCubeDataset, left_out
@@ -34,6 +35,12 @@ def best_share(figures):
     return min(upright, key=upright.get)
 
 
+def kept_back(dataset, settings, batches=None):
+    "Numbers of the events of a data set that runs with these settings kept back, of some of its files or of all."
+    events = left_out(dataset, settings.held_out)
+    return events[-settings.valid_events:] if batches is None else events[np.isin(np.asarray(dataset.batch_ids)[dataset.file_of(events)], batches)][-settings.valid_events:]
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -41,6 +48,7 @@ if __name__ == "__main__":
     parser.add_argument("--share", type=float, nargs="+", required=True)
     parser.add_argument("--runs", type=Path, nargs="+", required=True)
     parser.add_argument("--data", required=True)
+    parser.add_argument("--judge-batches", type=lambda text: [int(x) for x in text.split(",")], metavar="101,102", help="default: all files that the runs were trained on")
     args = parser.parse_args()
     facts = [json.loads((run / "settings.json").read_text()) for run in args.runs]
     if len({(tuple(f["train_batches"]), f["train"]["held_out"], f["train"]["valid_events"]) for f in facts}) > 1: parser.error("the runs were trained on different events, so that none is left to all to judge by")
@@ -48,7 +56,8 @@ if __name__ == "__main__":
         if not read_checkpoint(run)[0]["finished"]: parser.error(f"{run} has not ended: go on with iceaggr train --resume")
     settings = TrainSettings(**facts[0]["train"])
     train = IceCubeDataset(args.data, batch_ids=facts[0]["train_batches"])
-    held_out = left_out(train, settings.held_out, settings.valid_events)
+    if missing := set(args.judge_batches or []) - set(train.batch_ids): parser.error(f"the runs were not trained on files {sorted(missing)}: from others no events were kept back")
+    held_out = kept_back(train, settings, args.judge_batches)
     start, models, figures, truth = HierarchicalTransformer.load(args.start), [HierarchicalTransformer.load(run / "last.safetensors") for run in args.runs], {}, event_truth(train, args.data)
     for share in args.share:
         table = predict_dataset(average(start, models, share), train, held_out, progress=False)

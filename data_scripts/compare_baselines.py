@@ -2,8 +2,8 @@
 
     python data_scripts/compare_baselines.py METHOD --data DIR --train-batches 1,2,3 --test-batch 4 [--minutes 20] [--seed 0] [--lr] [--precision] --hardware "1 core of ..."
 
-METHOD: hierarchy (the small model), mean (the plain first design: mean pooling, no intervals), flat and flat-plain (first pulses of the earliest DOMs, with this project's inputs or plain ones),
-likelihood (a fit without learning, of --events events), or without-... and with-... (the small model without one of its choices, or with one more).
+METHOD: hierarchy (the small model), mean (mean pooling in T1), flat and flat-plain (first pulses of the earliest DOMs, with this project's inputs or plain ones),
+likelihood (a fit without learning, of --events events), or without-... (the small model without one of its choices).
 
 Minutes are those of the processor, so that what else the machine does takes nothing from a method; with OMP_NUM_THREADS=1 they are minutes of one core."""
 import argparse

@@ -22,7 +22,7 @@ args = parser.parse_args()
 
 settings, metrics = json.loads((args.run / "settings.json").read_text()), json.loads(args.metrics.read_text())
 log, held_out = pd.read_csv(args.run / "log.csv"), settings["train"].get("held_out")
-preset = [name for name, sizes in PRESETS.items() if vars(sizes) == settings["model"] | {"intervals": sizes.intervals}]
+preset = [name for name, sizes in PRESETS.items() if vars(sizes) == settings["model"]]
 row = dict(preset=preset[0] if preset else "", commit=settings["commit"], seed=settings["train"]["seed"], hardware=args.hardware, trained_on=args.trained_on or metrics["data"]["name"], train_events=settings["train_events"] * (held_out - 1) // held_out if held_out else settings["train_events"], data=metrics["data"]["name"], train_batches=" ".join(map(str, settings["train_batches"])),
            valid_batches=" ".join(map(str, metrics["batches"])), minutes=settings["train"]["minutes"] or log.minutes.iloc[-1], epochs=len(log), steps=int(log.step.iloc[-1]),
            batch_size=settings["train"]["batch_size"], precision=settings["train"]["precision"], lr=settings["train"]["lr"], training_events_per_s=log.events_per_s.median(), events=metrics["n_events"])

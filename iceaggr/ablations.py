@@ -48,14 +48,13 @@ def silence(layer:nn.Linear): # gives nothing, and learns nothing
 # %% ../nbs/12c_ablations.ipynb #3b618461
 class Ablation(NamedTuple):
     "What is changed about the small model and its training."
-    title: str                                # what is missing, or added
+    title: str                                # what is missing
     kind: type = HierarchicalTransformer      # class of the model
     model: dict = {}                          # changed fields of `ModelSettings`
     train: dict = {}                          # changed fields of `TrainSettings`
     adamw: bool = False                       # AdamW for all parameters
 
 ABLATIONS = {
-    "with-intervals": Ablation("nothing; intervals in T2's scores added", model=dict(intervals=True)),
     "without-fourier": Ablation("Fourier features", WithoutFourier),
     "without-moments": Ablation("moments of the event", WithoutMoments),
     "without-source": Ablation("source of the light", WithoutSource),

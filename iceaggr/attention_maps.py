@@ -19,8 +19,7 @@ from torch import Tensor
 from .attention import SegmentAttention
 from .direction import vector_to_angles
 from .display import TIME_COLOURS, EventView, flight_path
-from .event_transformer import WINDOW
-from .geometry import DOMS_PER_STRING
+from .geometry import DOMS_PER_STRING, SPEED_OF_LIGHT
 from .model import HierarchicalTransformer
 from .packing import batch_event_times, collate_dom_packing, pulse_offsets, take_doms
 
@@ -29,16 +28,11 @@ def attention_weights(
     attention:SegmentAttention, # of a block
     x:Tensor, # (T, C) what it was given
     segments:Tensor, # (T,) segment of each token
-    coordinates:Tensor|None=None, # (T, 4) x, y, z, c t of each token; None: no interval
 ) -> tuple: # (H, T, T) weights, a row a query; (T, C) output
     "Weights and output of an attention layer, from the definition."
     T, H = len(x), attention.n_heads
     q, k, v = attention.qkv(x).view(T, 3, H, -1).permute(1, 2, 0, 3)
     scores = q @ k.transpose(1, 2) / q.shape[2] ** 0.5
-    if attention.interval is not None and coordinates is not None:
-        a, b = attention.interval.T[:, :, None, None]
-        apart = (coordinates[:, None] - coordinates[None]).square()
-        scores = scores - a * apart[..., :3].sum(-1) + b * apart[..., 3]
     weights = scores.masked_fill(segments[:, None] != segments[None], -torch.inf).softmax(-1)
     return weights, attention.out((weights @ v).transpose(0, 1).reshape(T, -1))
 
@@ -49,7 +43,7 @@ class AttentionMaps(NamedTuple):
     weights: Tensor      # (layers, H, T, T), a row a query
     pooling: Tensor      # (T, Q) weights of the pooling, each column sums to 1
     output: Tensor       # (C,) embedding of the DOM, or (3,) direction times kappa
-    coordinates: Tensor | None # (T, 4) x, y, z, c t as the scores of T2 have them [m / WINDOW]
+    coordinates: Tensor | None # (T, 4) x, y, z, c t of DOMs [m], t that of their first pulses
     difference: float    # largest, between the outputs of the model's layers and those that the weights give, as a share of the largest output
 
 @contextmanager
@@ -67,18 +61,17 @@ def maps_of(
     calls:list, # of `listening` to the attention layers and then the pooling of T1 or T2
     tokens:Tensor, # numbers of the tokens in the model's order
     segments:Tensor, # (T,)
-) -> tuple: # weights, pooling, coordinates, difference
+) -> tuple: # weights, pooling, difference
     "Weights of all layers and of the pooling, checked against what the model's layers gave."
     *layers, (pool, (x, _), _) = calls
-    weights, off, coordinates = [], 0., None
-    for attention, (x_in, _, coordinates), y in layers:
-        if coordinates is not None: coordinates = coordinates[tokens]
-        w, out = attention_weights(attention, x_in[tokens], segments, coordinates)
+    weights, off = [], 0.
+    for attention, (x_in, _), y in layers:
+        w, out = attention_weights(attention, x_in[tokens], segments)
         weights.append(w)
         off = max(off, float((out - y[tokens]).abs().max() / y[tokens].abs().max()))
     x = pool.norm(x[tokens])
     pooling = torch.full((len(x), 1), 1 / len(x)) if pool.logits is None else pool.logits(x).softmax(0)
-    return torch.stack(weights), pooling, coordinates, off
+    return torch.stack(weights), pooling, off
 
 # %% ../nbs/12e_attention_maps.ipynb #9799963f
 @torch.no_grad()
@@ -97,8 +90,8 @@ def dom_attention(
     with listening([*(b.attention for b in t1.blocks), t1.pool]) as calls: embedding = t1.embed_packed(alone, 64, "dense")[0]
     cells = pulse_offsets(alone)[0]
     pulses = alone["packed_sequences"].reshape(-1, 4)[cells].numpy()
-    weights, pooling, coordinates, off = maps_of(calls, cells, cells // alone["packed_sequences"].shape[1])
-    return AttentionMaps(pd.DataFrame(dict(time=pulses[:, 0], charge=pulses[:, 1], auxiliary=pulses[:, 3] > 0)), weights, pooling, embedding, coordinates, off)
+    weights, pooling, off = maps_of(calls, cells, cells // alone["packed_sequences"].shape[1])
+    return AttentionMaps(pd.DataFrame(dict(time=pulses[:, 0], charge=pulses[:, 1], auxiliary=pulses[:, 3] > 0)), weights, pooling, embedding, None, off)
 
 @torch.no_grad()
 def event_attention(
@@ -111,8 +104,9 @@ def event_attention(
     if len(doms) < 2: raise ValueError(f"event {int(event['event_id'])} has a single DOM: nothing to attend to")
     if len(doms) > t2.max_doms: raise ValueError(f"event {int(event['event_id'])} has {len(doms)} DOMs, more than the model's max_doms={t2.max_doms}")
     with listening([*(b.attention for b in t2.blocks), t2.pool]) as calls: vector = t2.vector(**model.t2_batch(batch))[0]
-    weights, pooling, coordinates, off = maps_of(calls, torch.arange(len(doms)), torch.zeros(len(doms)))
+    weights, pooling, off = maps_of(calls, torch.arange(len(doms)), torch.zeros(len(doms)))
     table = pd.DataFrame(dict(sensor_id=sensors.numpy(), first=doms[:, 0].numpy(), charge=doms[:, 1].numpy(), n_pulses=doms[:, 2].numpy().astype(int)))
+    coordinates = torch.cat([t2.sensors[sensors, :3], SPEED_OF_LIGHT * doms[:, :1]], 1)
     return AttentionMaps(table, weights, pooling, vector, coordinates, off)
 
 # %% ../nbs/12e_attention_maps.ipynb #cf6d3726
@@ -230,7 +224,7 @@ def interval_means(
     longest:float=750., # [m]
 ) -> tuple: # (bins + 1,) edges of |dx| [m], (2 * bins + 1,) edges of c dt [m], (bins, 2 * bins) mean weight times T, NaN where no pair is
     "Mean weight of pairs of DOMs by distance and time between them."
-    r, T = maps.coordinates.numpy() * WINDOW, len(maps.tokens)
+    r, T = maps.coordinates.numpy(), len(maps.tokens)
     apart = np.linalg.norm(r[:, None, :3] - r[None, :, :3], axis=-1)
     later = r[None, :, 3] - r[:, None, 3]                                        # of the one looked at
     edges = np.linspace(0, longest, bins + 1), np.linspace(-longest, longest, 2 * bins + 1)

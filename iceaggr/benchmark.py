@@ -11,7 +11,7 @@ __all__ = ['MEASUREMENTS', 'CPU_MEASUREMENTS', 'CUDA_MEASUREMENTS', 'WANTED', 'C
            'measure_packing', 'compiled_graphs', 'cuda_inference', 'cuda_loop', 'cuda_loops', 'cuda_memory',
            'cuda_exactness', 'describe_machine', 'run_benchmarks', 'look_up', 'wanted_table', 'packing_table',
            'events_table', 'print_results', 'new_axes', 'plot_throughput', 'plot_stages', 'plot_memory', 'plot_rates',
-           'draw_results', 'write_results']
+           'draw_results', 'write_numbers', 'write_results']
 
 # %% ../nbs/13_benchmarks.ipynb #cb42d4e7
 import copy
@@ -473,7 +473,7 @@ def run_benchmarks(
     results, start = dict(machine=machine, settings={}, measured={}, errors={}), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         b = Bench(folder, data, preset, device, quick)
-        results["settings"] = dict(device=device, preset=preset, quick=quick, commit=source_commit(), data=b.name, events=b.n, pulses=sum(len(e["pulse_features"]) for e in b.events), model=vars(b.model.settings))
+        results["settings"] = dict(device=device, preset=preset, quick=quick, minutes=0., commit=source_commit(), data=b.name, events=b.n, pulses=sum(len(e["pulse_features"]) for e in b.events), model=vars(b.model.settings))
         measurements = CPU_MEASUREMENTS if torch.device(device).type == "cpu" else CUDA_MEASUREMENTS
         bar = tqdm([m for m in measurements if only is None or m in only], "bench", disable=not progress)
         for name in bar:
@@ -481,7 +481,8 @@ def run_benchmarks(
             begin = time.perf_counter()
             try: results["measured"][name] = dict(measurements[name](b), took=time.perf_counter() - begin)
             except Exception as e: results["errors"][name] = f"{type(e).__name__}: {e}"
-    results["settings"]["minutes"] = (time.perf_counter() - start) / 60
+            results["settings"]["minutes"] = (time.perf_counter() - start) / 60
+            if out: write_numbers(results, out)                           # what is cut off leaves what it has measured
     if progress: print_results(results)
     if out: write_results(results, out)
     if out and progress: print(f"\nresults in {out}, the figures beside it")
@@ -607,12 +608,19 @@ def draw_results(results:dict) -> dict: # name -> matplotlib figure
         except KeyError: pass                                  # a measurement is missing: its error is in the results
     return figures
 
+def write_numbers(
+    results:dict, # of `run_benchmarks`
+    out, # JSON file
+):
+    "The results so far."
+    with replacing(Path(out)) as part: part.write_text(json.dumps(results, indent=1) + "\n")
+
 def write_results(
     results:dict, # of `run_benchmarks`
     out, # JSON file
 ):
     "The results, and their figures beside them."
     out = Path(out)
-    with replacing(out) as part: part.write_text(json.dumps(results, indent=1) + "\n")
+    write_numbers(results, out)
     for name, figure in draw_results(results).items():
         with replacing(out.with_name(f"{out.stem}-{name}.png")) as part: figure.savefig(part, format="png", dpi=110)

@@ -67,7 +67,7 @@ class DOMTransformer(nn.Module):
         cells, owner, event_time = layout.arrange(cells), layout.arrange(owner), batch_event_times(m)[m["dom_to_event_idx"]]
         def tokens(part):
             own = owner[part.tokens]
-            return full_precision(self.encoder(pulses[cells[part.tokens]], event_time[own], m["dom_features"][own, 0]), self.pool.norm.weight), None
+            return full_precision(self.encoder(pulses[cells[part.tokens]], event_time[own], m["dom_features"][own, 0]), self.pool.norm.weight)
         embeddings, weights = layers(tokens, self.blocks, self.pool, layout)
         return embeddings if dom is None else segment_means(embeddings, weights, dom, len(counts))[0]
 

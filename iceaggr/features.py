@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COINCIDENCE', 'ALONE', 'NEAREST', 'SLOWED', 'FourierFeatures', 'log_charge', 'PulseEncoder', 'sensor_table',
-           'event_centre', 'local_coincidence', 'light_source', 'DOMEncoder']
+           'event_centre', 'coincident_doms', 'light_source', 'DOMEncoder']
 
 # %% ../nbs/05a_features.ipynb #f2d2c87a
 import math
@@ -88,7 +88,8 @@ def event_centre(
 
 # %% ../nbs/05a_features.ipynb #7be00a09
 COINCIDENCE, ALONE = 1_000., 0.3                               # ns; what the charge of a DOM alone counts
-def local_coincidence(
+
+def coincident_doms(
     dom_ids:Tensor, # (D,) sensors, each once an event
     first_times:Tensor, # (D,) [ns]
     dom_to_event_idx:Tensor, # (D,)
@@ -113,7 +114,7 @@ def light_source(
     dom_features:Tensor, # (D, 3) first time [ns], summed charge [p.e.], number of pulses
     dom_to_event_idx:Tensor, # (D,)
     event_times:Tensor, # (B,) reference time of each event [ns]
-    coincident:Tensor|None=None, # (D,) bool, of `local_coincidence`: the others count less; None: all count alike
+    coincident:Tensor|None=None, # (D,) bool, of `coincident_doms`: the others count less; None: all count alike
 ) -> Tensor: # (B, 4) x, y, z [m], time [ns]
     "The point from which light, at one speed, would come to the DOMs of an event when their first pulses did: least squares, with Cauchy weights against noise."
     event, B, ct = dom_to_event_idx, len(event_times), SPEED_OF_LIGHT * (dom_features[:, 0] - event_times[dom_to_event_idx])

@@ -46,7 +46,6 @@ class ModelSettings:
     event_layers:int = 4        # T2: blocks
     max_doms:int = 5160         # T2: most DOMs an event; fewer is an opt-in budget
     dropout:float = 0.          # share of the activations dropped after each attention and perceptron
-    intervals:bool = False      # T2: scores that know distances in space and time, as the pretrained weights do
 
 # %% ../nbs/10_model.ipynb #881ba03c
 PRESETS = dict(
@@ -125,7 +124,7 @@ class HierarchicalTransformer(nn.Module):
         super().__init__()
         self.settings = s = model_settings(settings)
         self.t1 = DOMTransformer(s.dom_d_model, s.dom_heads, s.dom_layers, s.max_seq_len, s.pool, s.dropout)
-        self.t2 = EventTransformer(s.event_d_model, s.event_heads, s.event_layers, s.max_doms, geometry, s.dom_d_model, s.dropout, intervals=s.intervals)
+        self.t2 = EventTransformer(s.event_d_model, s.event_heads, s.event_layers, s.max_doms, geometry, s.dom_d_model, s.dropout)
 
     @property
     def device(self): # where the weights are
@@ -231,7 +230,7 @@ def whole_events(
     return counts is not None and torch.equal(torch.bincount(metadata["dom_to_event_idx"], minlength=len(counts)), counts)
 
 # %% ../nbs/10_model.ipynb #fcdd4e68
-WEIGHTS_VERSION = "5"                                          # goes up when the same weights would give something else; 2: tokens alone pass the layers by; 3: a power of kappa; 4: the source of the light; 5: intervals are a setting
+WEIGHTS_VERSION = "6"                                          # goes up when the same weights would give something else; 2: tokens alone pass the layers by; 3: a power of kappa; 4: the source of the light; 5: intervals in the scores became a setting; 6: it is gone, and DOMs without a neighbour in coincidence count less in the source
 
 def read_weights(
     path, # .safetensors file, or the folder of a run: its best weights

@@ -18,9 +18,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from .attention import Block, segment_mask_mod
 from .direction import angles_to_vector, vmf_loss
-from .event_transformer import WINDOW
-from .features import PulseEncoder, event_centre, light_source, local_coincidence, sensor_table
-from .geometry import SPEED_OF_LIGHT
+from .features import PulseEncoder, coincident_doms, event_centre, light_source, sensor_table
 from .model import HierarchicalTransformer
 from .packing import batch_event_times, event_time_reference
 
@@ -129,21 +127,14 @@ def padded_t2(
     m, event, B = metadata, metadata["dom_to_event_idx"], len(metadata["event_ids"])
     sensors, features = t2.sensors[m["sensor_ids"]], m["dom_features"]
     time, centre = event_time_reference(features[:, 0], features[:, 1], event, B), event_centre(sensors[:, :3], features[:, 1], event, B)
-    source = light_source(sensors[:, :3], features, event, time, local_coincidence(m["sensor_ids"], features[:, 0], event))
+    source = light_source(sensors[:, :3], features, event, time, coincident_doms(m["sensor_ids"], features[:, 0], event))
     x = t2.embed(dom_embeddings) + t2.encoder(sensors, features, time[event], centre[event], source[event])
     counts = torch.bincount(event, minlength=B)
     mask = torch.arange(int(counts.max()), device=x.device) < counts[:, None]           # (B, n): DOMs are in order of events
     padded = x.new_zeros(*mask.shape, x.shape[1])
     padded[mask] = x
-    r = torch.cat([sensors[:, :3] - centre[event], SPEED_OF_LIGHT * (features[:, :1] - time[event, None])], 1)
-    place = x.new_zeros(*mask.shape, 4)
-    place[mask] = (r / WINDOW).clamp(-5, 5).to(x.dtype)
     first = padded
-    dx, dt = (place[:, :, None, :3] - place[:, None, :, :3]).square().sum(-1), (place[:, :, None, 3] - place[:, None, :, 3]).square()
-    for block in t2.blocks:
-        a, b = x.new_zeros(2, 1, 1, 1, 1) if block.attention.interval is None else block.attention.interval.T[:, None, :, None, None]
-        scores = (b * dt[:, None] - a * dx[:, None]).masked_fill(~mask[:, None, None, :], -torch.inf)
-        padded = padded_block(block, padded, lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=scores.to(q.dtype)))
+    for block in t2.blocks: padded = padded_block(block, padded, lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :]))
     padded = torch.where((counts == 1)[:, None, None], first, padded)
     v = t2.head(padded_pool(t2.pool, padded[mask], event, B))
     length, (factor, power) = v.norm(dim=-1, keepdim=True), t2.calibration.to(v.dtype)

@@ -8,8 +8,8 @@ __all__ = ['CHECKPOINTS', 'LOG_COLUMNS', 'ECHO', 'RUN_FILES', 'TrainSettings', '
            'read_checkpoint', 'load_state', 'predict_with_truth', 'validate', 'coverage_scale', 'coverage_power',
            'calibrate', 'stop_signal', 'loss_backward', 'random_state', 'train_step', 'Pace', 'Job', 'epoch_batches',
            'epoch_loader', 'train_epoch', 'step_seed', 'skip_step', 'fit', 'end_epoch', 'copied', 'finish', 'plot_log',
-           'LiveCurves', 'in_notebook', 'train', 'sizes_to_train', 'start_from', 'source_commit', 'choose_batches',
-           'claim_run', 'changed_facts']
+           'LiveCurves', 'in_notebook', 'train', 'start_from', 'source_commit', 'choose_batches', 'claim_run',
+           'changed_facts']
 
 # %% ../nbs/11_training.ipynb #e995fa20
 import copy
@@ -46,7 +46,7 @@ from .data import EventBatchSampler, IceCubeDataset, left_out, split_batches
 from .direction import angles_to_vector, angular_error, vmf_loss, vmf_quantile
 from .distributed import fair_share, on_first, process_group, rank, share_weights, sum_gradients, sum_over, world_size
 from .geometry import Geometry
-from .model import WEIGHTS_VERSION, HierarchicalTransformer, ModelSettings, model_settings, predict_dataset, save_weights
+from .model import WEIGHTS_VERSION, HierarchicalTransformer, predict_dataset, save_weights
 from .packing import PackedBatches, split_batch, to_device
 from .reading import DataError, all_batches, find_batches, replacing, write_skipped
 
@@ -662,7 +662,7 @@ def train(
         torch.manual_seed(settings.seed)
         resuming = resume and has_checkpoint(run)
         if sum_over(resuming)[0] not in (0, world_size()): raise ValueError(f"some of the processes find no checkpoint in {run}: it must lie on a disk that all hosts share")
-        model = HierarchicalTransformer(sizes_to_train(preset, init, run if resuming else None), train_ds.geometry).to(device)
+        model = HierarchicalTransformer(preset, train_ds.geometry).to(device)
         if init is not None and not resuming: start_from(model, init)
         facts = dict(init=None if init is None else str(init), model=dataclasses.asdict(model.settings), train=dataclasses.asdict(settings), train_batches=train_batches, valid_batches=valid_batches,
                      train_events=len(train_ds), valid_events=len(valid_ds), version=__version__, commit=source_commit())
@@ -674,18 +674,6 @@ def train(
     return log
 
 # %% ../nbs/11_training.ipynb #836f8baf
-def sizes_to_train(
-    preset:str, # name of the sizes
-    init=None, # weights to start from
-    run:Path|None=None, # folder of a run that goes on
-) -> ModelSettings:
-    "A preset's sizes, with intervals in T2's scores if the weights to start from have them."
-    settings = model_settings(preset)
-    if run is not None and (run / "settings.json").exists(): other = json.loads((run / "settings.json").read_text())["model"]
-    elif init is not None: other = vars(HierarchicalTransformer.load(init).settings)
-    else: return settings
-    return dataclasses.replace(settings, intervals=other.get("intervals", False))
-
 def start_from(
     model:HierarchicalTransformer, # its weights are set, its geometry stays
     init, # a .safetensors file, the folder of a run, or the name of a pretrained model

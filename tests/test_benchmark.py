@@ -115,6 +115,14 @@ def test_a_failure_is_reported_and_the_rest_goes_on(tiny_dataset, tmp_path, monk
     assert len(table) == 2 and table.measure.str.startswith("collate").all()                             # missing, not left out
 
 
+def test_what_is_cut_off_leaves_what_it_has_measured(tiny_dataset, tmp_path, monkeypatch):
+    def interrupted(b): raise KeyboardInterrupt
+    monkeypatch.setitem(benchmark.CPU_MEASUREMENTS, "packing", interrupted)                              # comes after collate
+    with pytest.raises(KeyboardInterrupt): benchmark.run_benchmarks(tiny_dataset, tmp_path / "x.json", preset="small", device="cpu", quick=True, only=("collate", "packing"), progress=False)
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert set(found["measured"]) == {"collate"} and found["settings"]["minutes"] > 0 and [p.name for p in tmp_path.iterdir() if p.suffix == ".json"] == ["x.json"]
+
+
 def test_wanted_table_judges():
     results = dict(machine=dict(bfloat16_hardware=False), settings=dict(device="cpu", quick=False), errors={},
                    measured=dict(collate=dict(prepared_ratio=40., prepared_pulses_per_s=7.9e6), latency=dict(seconds=0.012), bfloat16=dict(ratio=0.1, error_change=0.02), training={}))

@@ -14,10 +14,10 @@ from iceaggr.direction import vmf_quantile
 from iceaggr.geometry import load_geometry
 from iceaggr.model import HierarchicalTransformer
 from iceaggr.simulation import simulate_dataset
-from iceaggr.training import TrainSettings, calibrate, predict_with_truth, sizes_to_train, train
+from iceaggr.training import TrainSettings, calibrate, predict_with_truth, train
 
 sys.path.append(str(Path(__file__).parents[1] / "data_scripts"))
-from average_weights import average, best_share
+from average_weights import average, best_share, kept_back
 
 WEIGHTS = Path(iceaggr.__file__).parent / "pretrained"
 
@@ -49,20 +49,17 @@ def test_calibration_covers_the_sure_half_like_the_other(simulated):
 
 
 def test_training_starts_from_them_and_goes_on(simulated, tmp_path):
-    "The preset has no intervals, the weights do: the run has those of its weights."
     settings = TrainSettings(epochs=1, lr=1e-5, valid_events=100)
     some = dict(train_batches=[1], valid_batches=[2], settings=settings, progress=False)
     init = shutil.copy(WEIGHTS / "small.safetensors", tmp_path)
     log = train(simulated.root, tmp_path / "run", "small", init=init, **some)
-    model = HierarchicalTransformer.load(tmp_path / "run")
-    assert model.settings.intervals and not HierarchicalTransformer("small").settings.intervals and log.valid_mean_degrees.iloc[-1] < 25
+    assert log.valid_mean_degrees.iloc[-1] < 25
     os.remove(init)                                                     # a run that goes on has what it needs
     again = train(simulated.root, tmp_path / "run", "small", init=init, resume=True, **some)
     assert len(again) == len(log) and again.valid_mean_degrees.iloc[-1] == log.valid_mean_degrees.iloc[-1]
 
 
-def test_intervals_that_are_asked_for():
-    assert sizes_to_train(dict(intervals=True)).intervals and not sizes_to_train("small").intervals and sizes_to_train("small", "small").intervals
+def test_seed_of_a_run():
     with pytest.raises(ValueError, match="seed must be 0 or more; got -1"): TrainSettings(seed=-1)
 
 
@@ -77,6 +74,11 @@ def test_share_of_an_average_that_does_not_lean():
     figure = lambda mean, bias: dict(mean_degrees=mean, bias_zenith_degrees=bias, se_bias_zenith_degrees=0.4)
     assert best_share({0.0: figure(16.2, 0.1), 0.2: figure(16.0, -0.5), 0.5: figure(15.9, 0.7)}) == 0.2      # the best one leans
     with pytest.raises(ValueError, match="leans"): best_share({0.5: figure(15.9, 0.7), 0.8: figure(16, -2)})
+
+
+def test_events_that_choose_the_share(tiny_dataset):
+    dataset, settings = IceCubeDataset(tiny_dataset), TrainSettings(held_out=4, valid_events=3)     # files 2, 3 and 10 of 8, 6 and 7 events
+    assert kept_back(dataset, settings).tolist() == [11, 15, 19] and kept_back(dataset, settings, [2, 3]).tolist() == [3, 7, 11] and kept_back(dataset, settings, [10]).tolist() == [15, 19]
 
 
 @pytest.mark.skipif("ICEAGGR_PPC" not in os.environ, reason="needs full-physics events: ICEAGGR_PPC")
