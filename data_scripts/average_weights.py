@@ -58,6 +58,7 @@ if __name__ == "__main__":
     train = IceCubeDataset(args.data, batch_ids=facts[0]["train_batches"])
     if missing := set(args.judge_batches or []) - set(train.batch_ids): parser.error(f"the runs were not trained on files {sorted(missing)}: from others no events were kept back")
     held_out = kept_back(train, settings, args.judge_batches)
+    if not len(held_out): parser.error(f"no event of files {args.judge_batches} was kept back: name larger ones")
     start, models, figures, truth = HierarchicalTransformer.load(args.start), [HierarchicalTransformer.load(run / "last.safetensors") for run in args.runs], {}, event_truth(train, args.data)
     for share in args.share:
         table = predict_dataset(average(start, models, share), train, held_out, progress=False)

@@ -119,8 +119,8 @@ def light_source(
     "The point from which light, at one speed, would come to the DOMs of an event when their first pulses did: least squares, with Cauchy weights against noise."
     event, B, ct = dom_to_event_idx, len(event_times), SPEED_OF_LIGHT * (dom_features[:, 0] - event_times[dom_to_event_idx])
     total = lambda x: x.new_zeros(B, *x.shape[1:]).index_add(0, event, x)
-    q = dom_features[:, 1:2] if coincident is None else dom_features[:, 1:2] * torch.where(coincident, 1., ALONE).to(dom_features.dtype)[:, None]
-    q = q.clamp(1e-3, 10.)
+    q = dom_features[:, 1:2]
+    q = (q if coincident is None else torch.where(coincident[:, None], q, ALONE * q)).clamp(1e-3, 10.)
     point = torch.cat([positions, ct[:, None].clamp(-1500, 1500)], 1)
     x = start = total(q ** 3 * point) / total(q ** 3)          # the strongest DOMs are near, whatever noise there is
     for scale in (200., 120., 80., 60., 50., 50.):             # m: residuals above it count less and less

@@ -79,14 +79,14 @@ def test_training_lowers_the_loss(events, precision):
 
 @cuda
 def test_muon_is_that_of_torch():
-    "Tall and wide matrices of one shape together, another shape, and one without a gradient."
-    ours, others = ([torch.nn.Parameter(torch.zeros(shape, device="cuda")) for shape in ((64, 96), (96, 64), (64, 64), (32, 32))] for _ in range(2))
+    "Two wide matrices together, two tall ones, another shape, and one without a gradient."
+    ours, others = ([torch.nn.Parameter(torch.zeros(shape, device="cuda")) for shape in ((64, 96), (96, 64), (64, 96), (96, 64), (64, 64), (32, 32))] for _ in range(2))
     mine, torchs = Muon(ours, lr=0.1, weight_decay=0.5), torch.optim.Muon(others, lr=0.1, weight_decay=0.5, adjust_lr_fn="match_rms_adamw")
     for _ in range(4):
-        for p, q in zip(ours[:3], others): p.grad = q.grad = torch.randn_like(p)
+        for p, q in zip(ours[:5], others): p.grad = q.grad = torch.randn_like(p)
         mine.step(); torchs.step()
-    for p, q in zip(ours[:3], others): assert (p - q).norm() < 0.02 * q.norm()
-    assert not ours[3].any()
+    for p, q in zip(ours[:5], others): assert (p - q).norm() < 0.02 * q.norm()
+    assert not ours[5].any()
 
 
 @cuda
