@@ -151,6 +151,18 @@ def test_an_error_of_the_first_stops_all(data, tmp_path):
     assert "not empty" in told and "process 1 stops because process 0 could not go on" in told and "Traceback" not in told
 
 
+def each_with_a_disk_of_its_own(data, run):
+    sys.exit(main(["train", "--data", str(data), "--out", f"{run}-{os.environ['RANK']}", "--epochs", "1", "--device", "cpu", "--train-batches", "1,2", "--valid-batches", "3", "--resume"]))
+
+
+def test_a_checkpoint_that_one_does_not_see_is_no_new_start(data, tmp_path):
+    assert main(["train", "--data", str(data), "--out", str(tmp_path / "run-0"), "--epochs", "1", "--device", "cpu", "--train-batches", "1,2", "--valid-batches", "3"]) == 0
+    before = (tmp_path / "run-0/state.pt").read_bytes()
+    assert ended(launch(tmp_path / "out", each_with_a_disk_of_its_own, data, tmp_path / "run", world=2)) == [1, 1]
+    assert "a disk that all hosts share" in (tmp_path / "out").read_text()
+    assert (tmp_path / "run-0/state.pt").read_bytes() == before and not (tmp_path / "run-1").exists()
+
+
 def torchrun(*args):
     "Run a verb with two processes."
     return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "iceaggr.cli", *map(str, args)], capture_output=True, text=True, timeout=300)

@@ -1,6 +1,7 @@
 """The weights that come with the package."""
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from iceaggr.model import HierarchicalTransformer
 from iceaggr.simulation import simulate_dataset
 from iceaggr.training import TrainSettings, calibrate, predict_with_truth, train
 
-sys.path.append(str(Path(__file__).parents[1] / "data_scripts"))
+SCRIPTS = Path(__file__).parents[1] / "data_scripts"
+sys.path.append(str(SCRIPTS))
 from average_weights import average, best_share, kept_back
 
 WEIGHTS = Path(iceaggr.__file__).parent / "pretrained"
@@ -79,6 +81,22 @@ def test_share_of_an_average_that_does_not_lean():
 def test_events_that_choose_the_share(tiny_dataset):
     dataset, settings = IceCubeDataset(tiny_dataset), TrainSettings(held_out=4, valid_events=3)     # files 2, 3 and 10 of 8, 6 and 7 events
     assert kept_back(dataset, settings).tolist() == [11, 15, 19] and kept_back(dataset, settings, [2, 3]).tolist() == [3, 7, 11] and kept_back(dataset, settings, [10]).tolist() == [15, 19]
+
+
+def test_runs_are_averaged_by_the_script(simulated, tmp_path):
+    for seed in (1, 2): train(simulated.root, tmp_path / f"run{seed}", "small", train_batches=[1], valid_batches=[2], settings=TrainSettings(epochs=1, lr=1e-4, seed=seed, held_out=3), init="small", progress=False)
+    call = lambda *args: subprocess.run([sys.executable, SCRIPTS / "average_weights.py", tmp_path / "out", "--start", WEIGHTS / "small.safetensors", "--data", simulated.root, "--runs", tmp_path / "run1", tmp_path / "run2", *args], capture_output=True, text=True)
+    done = call("--share", "0.5", "--judge-batches", "2")
+    assert done.returncode == 2 and "not trained on files [2]" in done.stderr and not (tmp_path / "out").exists(), done.stderr
+    done = call("--share", "0.25", "--judge-batches", "1")
+    assert done.returncode == 0 and "on 100 events kept back" in done.stdout and "share 0.25 taken" in done.stdout, done.stdout + done.stderr
+    found, start, one, two = (dict(HierarchicalTransformer.load(x).named_parameters()) for x in (tmp_path / "out", WEIGHTS / "small.safetensors", tmp_path / "run1/last.safetensors", tmp_path / "run2/last.safetensors"))
+    for name, x in found.items(): torch.testing.assert_close(x, 0.25 * start[name] + 0.375 * (one[name] + two[name]))
+    assert not torch.equal(one["t2.head.3.weight"], two["t2.head.3.weight"])
+    saved = torch.load(tmp_path / "run2/state.pt", weights_only=True)
+    torch.save({**saved, "finished": False}, tmp_path / "run2/state.pt")
+    done = call("--share", "0.25")
+    assert done.returncode == 2 and "run2 has not ended" in done.stderr, done.stderr
 
 
 @pytest.mark.skipif("ICEAGGR_PPC" not in os.environ, reason="needs full-physics events: ICEAGGR_PPC")
