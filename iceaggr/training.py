@@ -46,7 +46,7 @@ from .data import EventBatchSampler, IceCubeDataset, left_out, split_batches
 from .direction import angles_to_vector, angular_error, vmf_loss, vmf_quantile
 from .distributed import fair_share, on_first, process_group, rank, share_weights, sum_gradients, sum_over, world_size
 from .geometry import Geometry
-from .model import WEIGHTS_VERSION, HierarchicalTransformer, predict_dataset, save_weights
+from .model import PRESETS, WEIGHTS_VERSION, HierarchicalTransformer, predict_dataset, save_weights
 from .packing import PackedBatches, split_batch, to_device
 from .reading import DataError, all_batches, find_batches, replacing, write_skipped
 
@@ -680,7 +680,10 @@ def start_from(
 ):
     "Start from other weights; ValueError if they are of another size or geometry."
     other = HierarchicalTransformer.load(init, model.device)
-    if dataclasses.replace(other.settings, dropout=0.) != dataclasses.replace(model.settings, dropout=0.): raise ValueError(f"{init} has other sizes than the model to train: {other.settings}, not {model.settings}")
+    found, wanted = (dataclasses.replace(m.settings, dropout=0.) for m in (other, model))
+    if found != wanted:
+        preset = next((name for name, settings in PRESETS.items() if found == dataclasses.replace(settings, dropout=0.)), None)
+        raise ValueError(f"{init} has other sizes than the model to train: " + (f"they are those of preset {preset!r}, choose it" if preset else f"{found}, not {wanted}"))
     other.check_geometry(Geometry(model.t2.sensors[:, :3].cpu().numpy()))
     model.load_state_dict({**other.state_dict(), "t2.sensors": model.t2.sensors})
 
