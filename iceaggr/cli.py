@@ -327,7 +327,8 @@ def main(argv=None) -> int: # exit code
     warnings.showwarning = lambda message, category, *_: print(f"iceaggr: warning: {message}", file=sys.stderr)
     try: args.run_verb(args)
     except (UsageError, FileExistsError) as e: return complain(e, 2)
-    except (ValueError, OSError, FloatingPointError) as e: return complain(e, 1)
+    except (NotImplementedError, RecursionError): raise                                              # mistakes of the program
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as e: return complain(e, 1)
     except KeyboardInterrupt: return complain("interrupted", 130)
     return 0
 
@@ -336,7 +337,9 @@ def complain(error:"str|Exception", code:int) -> int:
     if os.environ.get("ICEAGGR_TRACEBACK") and isinstance(error, BaseException): raise error
     text = str(error)
     if text.startswith("Caught "): text = text.rstrip().splitlines()[-1].partition(": ")[2]      # from a process that loads: torch puts its traceback before it
-    print(f"iceaggr: error: {text}", file=sys.stderr)
+    if isinstance(error, RuntimeError): text = text.strip().partition("\n")[0]                  # torch may go on with advice for programmers
+    if type(error).__name__ == "OutOfMemoryError": text += "; in training, smaller --max-pulses, --graph-pulses or --batch-size need less"
+    print(f"iceaggr: error: {text or type(error).__name__}", file=sys.stderr)
     return code
 
 # %% ../nbs/14_cli.ipynb #289f7a41
