@@ -208,8 +208,10 @@ def event_name(text:str): # event id or "brightest"
 def device_name(text:str) -> str: # "cpu", "cuda", "cuda:1"
     import torch
     try: device = torch.device(text)
-    except RuntimeError: raise argparse.ArgumentTypeError(f"{text!r} is no device: cpu or cuda") from None
+    except RuntimeError: device = None
+    if device is None or device.type not in ("cpu", "cuda"): raise argparse.ArgumentTypeError(f"{text!r} is no device: cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available(): raise argparse.ArgumentTypeError("this machine, or this build of torch, has no CUDA device")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count(): raise argparse.ArgumentTypeError(f"{text!r} is not there: the last device is cuda:{torch.cuda.device_count() - 1}")
     return text
 
 def count(text:str) -> int: # 0 or more
