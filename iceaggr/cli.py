@@ -179,16 +179,16 @@ def find_event(
     event:str, # event_id, or "brightest" (of the last file)
 ): # position in the data set, data set, row of its event table
     "The data set of the file that holds an event; DataError if none does."
-    import pyarrow.dataset as pads
     from iceaggr.data import IceCubeDataset
-    from iceaggr.reading import DataError, find_batches
+    from iceaggr.evaluation import find_events
+    from iceaggr.reading import DataError
     if event == "brightest":
-        dataset = IceCubeDataset(data, split=split, batch_ids=find_batches(data, split)[-1:])
+        dataset = IceCubeDataset(data, split=split, batch_ids=chosen_batches("last", data, split))
         index = int(dataset.n_pulses.argmax())
     else:
         meta, batches = Path(data) / f"{split}_meta.parquet", None
         if meta.exists():                                       # the table of the Kaggle data has 132 million rows: only look for the event
-            batches = pads.dataset(meta).to_table(columns=["batch_id"], filter=pads.field("event_id") == event).column("batch_id").to_pylist()
+            batches = find_events(meta, [event]).batch_id.unique().tolist()
             if not batches: raise DataError(f"event {event} is not in {meta}")
         dataset, index = IceCubeDataset(data, split=split, batch_ids=batches, events=[event]), 0
     return index, dataset, next(dataset.event_table().iloc[[index]].itertuples())
@@ -202,8 +202,10 @@ def bench(args):
 # %% ../nbs/14_cli.ipynb #69821914
 def event_name(text:str): # event id or "brightest"
     if text == "brightest": return text
-    try: return int(text)
+    try: number = int(text)
     except ValueError: raise argparse.ArgumentTypeError(f'{text!r} is neither a whole number nor "brightest"') from None
+    if not -2**63 <= number < 2**63: raise argparse.ArgumentTypeError(f"{text} is no event_id: it does not fit into 64 bits")
+    return number
 
 def device_name(text:str) -> str: # "cpu", "cuda", "cuda:1"
     import torch

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from .data import IceCubeDataset
 from .direction import angles_to_vector, angular_error, vector_to_angles, vmf_quantile
-from .reading import DataError, data_root, open_parquet, parquet_rows, replacing, write_skipped
+from .reading import DataError, column_values, data_root, open_parquet, parquet_rows, replacing, write_skipped
 
 # %% ../nbs/12_evaluation.ipynb #4132e9e9
 def _velocity(
@@ -584,9 +584,10 @@ def find_events(
     wanted, found, columns = np.sort(np.asarray(event_ids)), [], ["batch_id", "event_id"]
     file = open_parquet(Path(meta), columns)
     for _, part in parquet_rows(file, Path(meta), columns, range(file.num_row_groups)):
-        ids = part.column("event_id").to_numpy(zero_copy_only=False)
-        here = wanted[np.minimum(np.searchsorted(wanted, ids), len(wanted) - 1)] == ids
-        if here.any(): found.append(pd.DataFrame({"batch_id": part.column("batch_id").to_numpy(zero_copy_only=False)[here], "event_id": ids[here]}))
+        (ids, nameless), (batch, missing) = (column_values(part, name) for name in ("event_id", "batch_id"))
+        here = (wanted[np.minimum(np.searchsorted(wanted, ids), len(wanted) - 1)] == ids) & ~nameless
+        if (here & missing).any(): raise DataError(f"{meta}: column batch_id, event {ids[here & missing][0]}: no value; get the file again", "batch_id")
+        if here.any(): found.append(pd.DataFrame({"batch_id": batch[here], "event_id": ids[here]}))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame({"batch_id": [], "event_id": []}, dtype=np.int64)
 
 # %% ../nbs/12_evaluation.ipynb #12eebf6a
