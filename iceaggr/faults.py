@@ -132,6 +132,7 @@ FAULTS += [
     Fault("charge 0", BATCH, put("charge", 0, 0.0), "column charge, event 3000: 0.0", [3000]),
     Fault("charge negative", BATCH, put("charge", -1, -1.5), "column charge, event 3015: -1.5", [3015]),
     Fault("charge beyond float32", BATCH, put("charge", 0, 1e39), "column charge, event 3000: 1e+39", [3000]),
+    Fault("charge whose sums overflow", BATCH, put("charge", 0, 3e38), "column charge, event 3000: 3e+38 is more than", [3000]),
     Fault("charge that vanishes in float32", BATCH, put("charge", 0, 1e-60), "column charge, event 3000: 1e-60", [3000]),
     Fault("time negative", BATCH, put("time", 0, -1), "column time, event 3000: -1", [3000]),
     Fault("time too large for float32", BATCH, put("time", 0, 2**24 + 1), "column time, event 3000: 16777217", [3000]),

@@ -30,7 +30,7 @@ from .dom_transformer import DOMTransformer
 from .event_transformer import EventTransformer
 from .geometry import Geometry
 from .packing import PackedBatches, collate_dom_packing, split_batch, to_device
-from .reading import cut_batches, replacing
+from .reading import MAX_CHARGE, MAX_TIME, cut_batches, replacing
 
 # %% ../nbs/10_model.ipynb #99a713bc
 @dataclass
@@ -84,7 +84,7 @@ def frame_to_events(
     if odd.any(): raise ValueError(f"event_id {ids[odd.argmax()]!r} is not a whole number: number the events")
     aux = pulses["auxiliary"] if "auxiliary" in pulses else pd.Series(False, index=pulses.index)
     table = np.stack([pd.to_numeric(x, errors="coerce").to_numpy(np.float64, na_value=np.nan) for x in (pulses["time"], pulses["charge"], pulses["sensor_id"], aux)], 1)
-    for what, bad in (("a value that is not a finite number", ~np.isfinite(table).all(1)), ("a charge that is not positive", table[:, 1] <= 0),
+    for what, bad in (("a value that is not a finite number", ~np.isfinite(table).all(1)), ("a charge that is not positive", table[:, 1] <= 0), (f"a charge of more than {MAX_CHARGE} p.e.", table[:, 1] > MAX_CHARGE),
                       (f"a sensor_id that is not a whole number in 0 to {n_sensors - 1}", (table[:, 2] % 1 != 0) | (table[:, 2] < 0) | (table[:, 2] >= n_sensors)),
                       ("an auxiliary flag that is neither 0 nor 1", ~np.isin(table[:, 3], (0, 1)))):
         if bad.any(): raise ValueError(f"event {ids[codes[bad.argmax()]]} has a pulse with {what}: leave it out or repair it")
@@ -99,9 +99,9 @@ def align_times(
     codes, # (P,) number of the event
     start, # (B + 1,) where each event begins
 ): # (P, 4) float32
-    "Times so late that float32 would round them to more than a nanosecond (2**24 ns) are counted from the event's first pulse; the model uses differences alone."
+    "Times so late that float32 would round them to more than a nanosecond (`MAX_TIME`) are counted from the event's first pulse; the model uses differences alone."
     first = table[start[:-1], 0]
-    shift = np.where(np.maximum.reduceat(np.abs(table[:, 0]), start[:-1]) >= 2 ** 24, first, 0.)
+    shift = np.where(np.maximum.reduceat(np.abs(table[:, 0]), start[:-1]) >= MAX_TIME, first, 0.)
     table = table.copy()
     table[:, 0] -= shift[codes]
     return table.astype(np.float32)

@@ -47,7 +47,7 @@ def test_every_fault_of_the_table(sound, tmp_path, fault):
 
 
 # What can be done to an event: to its first row in the batch file, or to its row in the meta table.
-PULSE_CHANGES = {"charge": [0.0, -1.0, np.inf, 1e39, None], "time": [-1, 2**24 + 1], "sensor_id": [-1, 5160, 40_000], "event_id": [77], "auxiliary": [None]}
+PULSE_CHANGES = {"charge": [0.0, -1.0, np.inf, 1e39, 3e38, None], "time": [-1, 2**24 + 1], "sensor_id": [-1, 5160, 40_000], "event_id": [77], "auxiliary": [None]}
 META_CHANGES = {"azimuth": [7.0, None], "zenith": [-1.0], "first_pulse_index": [-5, None], "last_pulse_index": [-1, 10**9, None], "event_id": [5]}
 changes = st.sampled_from([(where, column, value) for where, some in (("pulse", PULSE_CHANGES), ("meta", META_CHANGES)) for column, values in some.items() for value in values])
 
