@@ -96,6 +96,7 @@ def predict(args):
     from iceaggr.model import HierarchicalTransformer, predict_dataset
     out = Path(args.out)
     if out.suffix not in (".csv", ".parquet"): raise UsageError(f"--out must end in .csv or .parquet; got {out.name}")
+    if out.name == "skipped.csv": raise UsageError("--out skipped.csv: the bad events are listed under this name; choose another")
     with process_group(args.device) as device:
         model = HierarchicalTransformer.load(args.run, device)
         dataset = IceCubeDataset(args.data, split=args.split, batch_ids=chosen_batches(args.batches, args.data, args.split), on_bad_event=args.on_bad_event)

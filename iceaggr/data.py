@@ -22,7 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .geometry import load_geometry
-from .prepared import PARTS, is_prepared, join_prepared, map_arrow, open_prepared, part_path, prepared_tables, read_prepared_events, source_facts, write_prepared
+from .prepared import PARTS, is_prepared, join_prepared, map_arrow, named_bad_events, open_prepared, part_path, prepared_tables, read_prepared_events, source_facts, write_prepared
 from .reading import (META_COLUMNS, MISSING, ON_BAD_EVENT, PULSE_COLUMNS, SKIPPED_COLUMNS, TARGET_COLUMNS, DataError, PulseBlocks, Pulses, all_batches, batch_files, cut_batches,
                              data_root, events_without_meta, few, find_bad_events, in_prepared_form, join_hits, open_parquet, promised_files, ranges, read_meta, read_pulses, replacing, sound_pulses, write_skipped)
 
@@ -311,7 +311,7 @@ def prepare(
     split:str="train",
     check:bool=False, # compare every event with the source
     progress:bool=True,
-    on_bad_event:str="error", # or "skip": leave bad events out, list them in out/skipped.csv
+    on_bad_event:str="error", # or "skip": leave bad events out, list those of all files in `out` in out/skipped.csv
 ) -> Path: # out
     "Write the prepared form of a data set."
     root, out = data_root(root), Path(out).expanduser()
@@ -336,7 +336,9 @@ def prepare(
             if check: check_prepared(root, out, split, b, on_bad_event=on_bad_event)
             bar.update(end - bar.n)                                                       # files that were there already, rows of no event
     made = IceCubeDataset(out, split, wanted, on_bad_event=on_bad_event)                  # refuses events that are there twice, in two files
-    if skip: write_skipped([made.skipped], out / "skipped.csv")
+    if skip or (out / "skipped.csv").exists():                                            # the list is of all that lies in the folder
+        others = [named_bad_events(path) for s in ("train", "test") if (out / s).is_dir() for b, path in batch_files(out, s).items() if s != split or b not in wanted]
+        write_skipped([made.skipped, *others], out / "skipped.csv")
     return out
 
 def promised_rows(path, skip:bool) -> int:

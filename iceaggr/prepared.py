@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PREPARED_FORMAT', 'PARTS', 'prepared_tables', 'part_path', 'write_arrow', 'map_arrow', 'column_sums', 'crc32_of',
-           'write_prepared', 'prepared_facts', 'read_prepared_events', 'join_prepared', 'checked_arrow',
-           'open_prepared', 'source_facts', 'is_prepared']
+           'write_prepared', 'prepared_facts', 'named_bad_events', 'read_prepared_events', 'join_prepared',
+           'checked_arrow', 'open_prepared', 'source_facts', 'is_prepared']
 
 # %% ../nbs/01b_prepared.ipynb #0d1b7c05
 import json
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from .reading import META_COLUMNS, MISSING, TARGET_COLUMNS, UNREADABLE, DataError, Pulses, one_line, refuse, replacing
+from .reading import META_COLUMNS, MISSING, SKIPPED_COLUMNS, TARGET_COLUMNS, UNREADABLE, DataError, Pulses, one_line, refuse, replacing
 
 # %% ../nbs/01b_prepared.ipynb #0d1b7c10
 PREPARED_FORMAT = 2
@@ -107,6 +107,13 @@ def prepared_facts(
         other = part_path(path, part)
         if not other.exists() or other.stat().st_size != size: raise DataError(f"{other}: missing or not whole ({size:,} bytes expected); run prepare again")
     return facts
+
+def named_bad_events(path:Path) -> pd.DataFrame: # as `IceCubeDataset.skipped` has them
+    "The events that were left out of a set, as its event table names them; none where it cannot be read."
+    try: bad = prepared_facts(path, whole=False).get("bad_events") or {}
+    except DataError: bad = {}
+    table = pd.DataFrame(bad, columns=SKIPPED_COLUMNS)
+    return table.assign(event_id=table.event_id.astype("Int64").mask(table.event_id == MISSING))
 
 def read_prepared_events(path:Path, batch_id:int, targets:bool, skip:bool=False) -> pd.DataFrame: # as `read_meta` gives them
     "The events of a prepared set; with those that were left out of it, or are to be left out now because the set is damaged."

@@ -137,6 +137,19 @@ def test_prepare_makes_a_set_with_gaps_anew_where_none_are_wanted(sound, tmp_pat
     assert len(IceCubeDataset(prepare(root, out, progress=False))) == 21
 
 
+def test_the_list_is_of_all_that_was_prepared(sound, tmp_path):
+    "File after file, one split after the other; a set made anew without gaps is off the list."
+    root, out, listed = write_tiny(write_tiny(tmp_path / "data"), {1: 4}, split="test"), tmp_path / "out", lambda: pd.read_csv(tmp_path / "out/skipped.csv").event_id.tolist()
+    good = (root / BATCH).read_bytes()
+    for file in ("train/batch_2.parquet", BATCH, "test/batch_1.parquet"): put("charge", 0, 0.0)(pd.read_parquet(root / file).reset_index()).to_parquet(root / file, index=False)
+    for split, batches, ids in (("train", 2, [2000]), ("train", [3], [3000, 2000]), ("test", None, [1000, 2000, 3000]), ("train", [10], [2000, 3000, 1000])):
+        prepare(root, out, batches, split, progress=False, on_bad_event="skip")
+        assert listed() == ids
+    (root / BATCH).write_bytes(good)
+    prepare(root, out, [3], progress=False)
+    assert listed() == [2000, 1000]
+
+
 def test_chosen_events_and_files(sound, tmp_path):
     "What is asked for comes first: a bad event among it leaves a gap, others are not looked at."
     root = write_tiny(tmp_path)
