@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from .data import IceCubeDataset
 from .direction import angles_to_vector, angular_error, vector_to_angles, vmf_quantile
-from .reading import DataError, column_values, data_root, open_parquet, parquet_rows, replacing, write_skipped
+from .reading import UNREADABLE, DataError, column_values, data_root, one_line, open_parquet, parquet_rows, replacing, write_skipped
 
 # %% ../nbs/12_evaluation.ipynb #4132e9e9
 def _velocity(
@@ -118,11 +118,14 @@ def event_truth(
     "True directions and, where a truth.parquet is at hand, energy and type of event."
     table, path = dataset.event_table(), Path(root) / "truth.parquet"
     if not path.exists(): return table
-    names = pads.dataset(path).schema.names
+    names = open_parquet(path, ["event_id"]).schema_arrow.names
     keys, extra = [k for k in ("batch_id", "event_id") if k in names], [k for k in ("energy", "type") if k in names]
-    if "event_id" not in keys: raise DataError(f"{path}: no column event_id")
+    open_parquet(path, {*keys, *extra} - {"type"})
     wanted = pads.field("batch_id").isin(np.unique(table.batch_id).tolist()) if "batch_id" in keys else None
-    more = pads.dataset(path).to_table(columns=keys + extra, filter=wanted).to_pandas()
+    try: more = pads.dataset(path, format=pads.ParquetFileFormat(page_checksum_verification=True)).to_table(columns=keys + extra, filter=wanted).to_pandas()
+    except UNREADABLE as e: raise DataError(f"{path}: damaged ({one_line(e)}); get it again, or remove it to go without energies and types") from None
+    for k in keys:
+        if more[k].isna().any(): raise DataError(f"{path}: column {k}: {more[k].isna().sum():,} values are missing; get it again", k)
     if more.duplicated(keys).any(): raise DataError(f"{path}: {more.duplicated(keys).sum()} events are there twice")
     return table.merge(more, on=keys, how="left", validate="one_to_one" if len(keys) == 2 else "many_to_one")
 

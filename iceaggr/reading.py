@@ -98,7 +98,7 @@ def find_batches(root=None, split:str="train") -> list: # of int, ascending
 
 # %% ../nbs/01a_reading.ipynb #4de95c37
 _KINDS = {"whole numbers": pa.types.is_integer, "numbers": lambda t: pa.types.is_integer(t) or pa.types.is_floating(t), "true or false": pa.types.is_boolean}
-_COLUMN_KINDS = dict(time="numbers", charge="numbers", azimuth="numbers", zenith="numbers", auxiliary="true or false")
+_COLUMN_KINDS = dict(time="numbers", charge="numbers", azimuth="numbers", zenith="numbers", energy="numbers", auxiliary="true or false")
 
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)                                   # what pyarrow raises for damaged files
 

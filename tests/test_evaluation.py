@@ -198,6 +198,22 @@ def test_events_of_another_data_set(tiny_dataset, tmp_path):
     with pytest.raises(DataError, match="empty"): evaluate_dataset(GOOD, tmp_path / "empty")
 
 
+def test_truth_that_cannot_be_used(tiny_dataset):
+    from iceaggr.data import IceCubeDataset
+    from iceaggr.evaluation import event_truth
+    ds, path = IceCubeDataset(tiny_dataset), tiny_dataset / "truth.parquet"
+    good = ds.event_table()[["batch_id", "event_id"]].assign(energy=np.arange(21.), type="track")
+    good.to_parquet(path, write_page_checksum=True)
+    assert event_truth(ds, tiny_dataset).energy.tolist() == good.energy.tolist()
+    data = path.read_bytes()
+    def damage(): path.write_bytes(data[:400] + b"\xff" * 200 + data[600:])
+    for change, said in ((lambda: good.assign(event_id=good.event_id.astype(str)).to_parquet(path), "column event_id should hold whole numbers"), (lambda: good.assign(energy="x").to_parquet(path), "column energy should hold numbers"),
+                         (lambda: good.drop(columns="event_id").to_parquet(path), "column event_id is missing"), (lambda: good.assign(event_id=good.event_id.astype("Int64").mask(good.event_id == 3000)).to_parquet(path), "column event_id: 1 values are missing"),
+                         (damage, "damaged"), (lambda: path.write_bytes(data[:-9]), "not a Parquet file, or cut short")):
+        change()
+        with pytest.raises(DataError, match=f"truth.parquet: {said}"): event_truth(ds, tiny_dataset)
+
+
 def test_find_events_streams(tmp_path):
     meta = pd.DataFrame({"batch_id": np.repeat([1, 2, 3], 1000).astype(np.int32), "event_id": np.random.default_rng(0).permutation(3000) + 10})
     meta.to_parquet(tmp_path / "m.parquet", row_group_size=300)
