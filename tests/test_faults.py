@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -92,6 +93,7 @@ def test_damage_in_one_row_group_costs_its_events_alone(sound, tmp_path):
     assert 0 < len(touched) < 6
     ds = IceCubeDataset(root, on_bad_event="skip")
     assert sorted(ds.skipped.event_id) == touched and same_events(ds, sound) and (ds.skipped.reason.str.contains("damaged")).all()
+    assert same_events(IceCubeDataset(prepare(root, tmp_path / "out", progress=False, check=True, on_bad_event="skip")), sound)
     with pytest.raises(DataError, match="damaged"): list(IceCubeDataset(root))
 
 
@@ -135,6 +137,18 @@ def test_prepare_makes_a_set_with_gaps_anew_where_none_are_wanted(sound, tmp_pat
     with pytest.raises(DataError, match="event 3000"): prepare(root, out, progress=False)
     (root / BATCH).write_bytes(good)
     assert len(IceCubeDataset(prepare(root, out, progress=False))) == 21
+
+
+@pytest.mark.parametrize("fault", [f for f in FAULTS if f.name in ("charge missing", "auxiliary missing", "charge beyond float32", "column missing", "damaged inside", "meta without its file")], ids=lambda f: f.name)
+def test_what_is_left_is_compared_with_the_source(tmp_path, fault, monkeypatch):
+    root = write_tiny(tmp_path / "data")
+    fault.make(root)
+    prepare(root, tmp_path / "out", progress=False, check=True, on_bad_event="skip")
+    read = pq.read_table
+    def other(*args, **options): return (t := read(*args, **options)).set_column(t.column_names.index("time"), "time", pc.add(t.column("time"), 1))
+    monkeypatch.setattr("iceaggr.data.pq.read_table", other)
+    b = 3 if fault.bad != FILE_3 else 2
+    with pytest.raises(DataError, match=f"batch_{b}.events.arrow: events .* differ from the source"): prepare(root, tmp_path / "out", [b], progress=False, check=True, on_bad_event="skip")
 
 
 def test_the_list_is_of_all_that_was_prepared(sound, tmp_path):
