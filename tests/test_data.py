@@ -347,7 +347,7 @@ def test_prepared_files_of_another_format_are_refused(tiny_dataset, tmp_path, mo
     monkeypatch.setattr("iceaggr.prepared.PREPARED_FORMAT", 1)
     out = prepare(tiny_dataset, tmp_path / "out", progress=False)
     monkeypatch.undo()
-    with pytest.raises(DataError, match="written in format 1, this version reads 2; run prepare again"): IceCubeDataset(out)
+    with pytest.raises(DataError, match="written in format 1, this version reads 3; run prepare again"): IceCubeDataset(out)
     prepare(tiny_dataset, out, progress=False)
     same_events(list(IceCubeDataset(out)), list(IceCubeDataset(tiny_dataset)))
 

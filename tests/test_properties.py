@@ -176,13 +176,17 @@ before, path = list(IceCubeDataset(root)), root / name
 good, rng, found = path.read_bytes(), np.random.default_rng(seed), collections.Counter()
 for i in range(n):
     data, at, some = bytearray(good), int(rng.integers(len(good))), int(rng.integers(1, 20))
-    kind = ("bit", "byte", "bytes", "cut", "doubled", "short")[i % 6]
+    kind = ("bit", "byte", "bytes", "cut", "doubled", "short", "swapped")[i % 7]
     if kind == "bit": data[at] ^= 1 << int(rng.integers(8))
     elif kind == "byte": data[at] = int(rng.integers(256))
     elif kind == "bytes": data[at:at + some] = rng.integers(0, 256, len(data[at:at + some]), dtype=np.uint8).tobytes()
     elif kind == "cut": del data[at:at + some]
     elif kind == "doubled": data[at:at] = data[at:at + some]
-    else: del data[at:]
+    elif kind == "short": del data[at:]
+    else:                                                         # two whole words, near each other: often of one column
+        a = at // 8 * 8
+        b = a + 8 * int(rng.integers(1, 8))
+        data[a:a + 8], data[b:b + 8] = data[b:b + 8], data[a:a + 8]
     path.write_bytes(data)
     print(kind, at, some, i, file=sys.stderr)                     # the last one told where a crash happened
     faulthandler.dump_traceback_later(60, exit=True)              # a hang
