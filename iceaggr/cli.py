@@ -209,7 +209,8 @@ def find_event(
 def bench(args):
     "Measure speed and memory on this machine, in some minutes."
     from iceaggr.benchmark import run_benchmarks
-    run_benchmarks(args.data, args.out or (None if args.quick else "auto"), device=args.device, quick=args.quick)
+    results = run_benchmarks(args.data, args.out or (None if args.quick else "auto"), device=args.device, quick=args.quick)
+    if results["errors"]: raise RuntimeError(f"measurements failed: {', '.join(results['errors'])}")
 
 # %% ../nbs/14_cli.ipynb #69821914
 def event_name(text:str): # event id or "brightest"

@@ -131,10 +131,13 @@ def test_wanted_table_judges():
 
 @pytest.mark.parametrize("args, expected", [
     ([], (None, "auto", None, False)), (["--quick"], (None, None, None, True)), (["--data", "d", "--out", "x.json", "--device", "cpu", "--quick"], ("d", "x.json", "cpu", True))])
-def test_the_command_passes_on_what_is_wanted(args, expected, monkeypatch):
+def test_the_command_passes_on_what_is_wanted(args, expected, monkeypatch, capsys):
     called = []
-    monkeypatch.setattr(benchmark, "run_benchmarks", lambda data, out, device, quick: called.append((data, out, device, quick)))
+    monkeypatch.setattr(benchmark, "run_benchmarks", lambda data, out, device, quick: called.append((data, out, device, quick)) or dict(errors=errors))
+    errors = {}
     assert cli.main(["bench", *args]) == 0 and called == [expected]
+    errors = dict(collate="no luck", memory="none either")
+    assert cli.main(["bench", *args]) == 1 and "error: measurements failed: collate, memory" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
