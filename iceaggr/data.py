@@ -281,7 +281,8 @@ def tables_of_file(
     return prepared_tables(pulses, dataset.event_ids, dataset.targets)
 
 def prepare_batch(root:Path, split:str, batch_id:int, target:Path, source:dict, progress=None, on_bad_event:str="error"):
-    "Write the set of one batch file."
+    "Write the set of one batch file, and remove what a process that was killed left of it."
+    for part in target.parent.glob(f".batch_{batch_id}.*.part*"): part.unlink(missing_ok=True)
     dataset = IceCubeDataset(root, split, [batch_id], on_bad_event=on_bad_event)
     bad = None if dataset.bad is None or not len(dataset.bad) else dataset.bad.rename_axis("row").reset_index()[["row", "event_id", "file", "column", "reason", "asked"]].to_dict("list")
     write_prepared(tables_of_file(dataset, progress), target, source, bad)

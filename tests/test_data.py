@@ -352,6 +352,14 @@ def test_prepared_files_of_another_format_are_refused(tiny_dataset, tmp_path, mo
     same_events(list(IceCubeDataset(out)), list(IceCubeDataset(tiny_dataset)))
 
 
+def test_prepare_removes_what_a_killed_process_left(tiny_dataset, tmp_path):
+    out, rest = tmp_path / "out/train", [".batch_3.pulses.arrow.part77", ".batch_3.events.arrow.part77", ".batch_33.doms.arrow.part78"]
+    out.mkdir(parents=True)
+    for name in rest: (out / name).write_bytes(b"half")
+    prepare(tiny_dataset, tmp_path / "out", progress=False)
+    assert [p.name for p in out.glob(".*")] == rest[2:]                                     # another's
+
+
 def test_prepared_files_stay_open_up_to_a_limit(tiny_dataset, tmp_path, monkeypatch):
     import iceaggr.data as data
     ds = IceCubeDataset(prepare(tiny_dataset, tmp_path / "out", progress=False))
