@@ -65,10 +65,18 @@ def _sqlite_pieces(path, pulsemap, truth_table, events):
             span = ids[k], ids[min(k + events, len(ids)) - 1]
             yield tuple(n and pd.read_sql(f'SELECT * FROM "{n}" WHERE event_no BETWEEN ? AND ?', db, params=span) for n in (pulsemap, truth_table))
 
+def _by_number(folder): # dict number -> path
+    "Parquet files by the number that their names end in; one that is alone needs none."
+    found = {}
+    for p in sorted(folder.glob("*.parquet")):
+        k = int(m[1]) if (m := re.search(r"_(\d+)\.parquet$", p.name)) else -1
+        if found and (k in found or -1 in (k, *found)): raise DataError(f"{folder}: {found.get(k, [*found.values()][0]).name} and {p.name} don't end in numbers of their own; name the files {folder.name}_0.parquet, {folder.name}_1.parquet, ..., those of the same events alike")
+        found[k] = p
+    return found
+
 def _parquet_pieces(path, pulsemap, truth_table):
     "Files of the same number."
-    number = lambda p: int(m[1]) if (m := re.search(r"_(\d+)\.parquet$", p.name)) else -1
-    files = {n: {number(p): p for p in (path / n).glob("*.parquet")} for n in filter(None, (pulsemap, truth_table))}
+    files = {n: _by_number(path / n) for n in filter(None, (pulsemap, truth_table))}
     for name, found in files.items():
         if not found: raise DataError(f"{path}: no Parquet files in {name}/; its folders: {', '.join(sorted(p.name for p in path.iterdir() if p.is_dir())) or 'none'}")
     if truth_table and files[pulsemap].keys() != files[truth_table].keys(): raise DataError(f"{path}: {pulsemap}/ and {truth_table}/ hold files of different numbers: {sorted(files[pulsemap].keys() ^ files[truth_table].keys())[:5]}")
