@@ -60,7 +60,8 @@ def _sqlite_pieces(path, pulsemap, truth_table, events):
         except sqlite3.DatabaseError as e: raise DataError(f"{path}: not a SQLite database ({e})") from None
         for name in filter(None, (pulsemap, truth_table)):
             if name not in tables: raise DataError(f"{path}: no table {name}; it has {', '.join(sorted(tables))}")
-        ids = [i for i, in db.execute(f'SELECT DISTINCT event_no FROM "{truth_table or pulsemap}" ORDER BY event_no')]
+        ids = [i for i, in db.execute(" UNION ".join(f'SELECT DISTINCT event_no FROM "{n}"' for n in (pulsemap, truth_table) if n) + " ORDER BY event_no")]
+        if ids and ids[0] is None: raise DataError(f"{path}: column event_no of {' or '.join(filter(None, (pulsemap, truth_table)))}: some rows have none; leave them out")
         for k in range(0, len(ids), events):
             span = ids[k], ids[min(k + events, len(ids)) - 1]
             yield tuple(n and pd.read_sql(f'SELECT * FROM "{n}" WHERE event_no BETWEEN ? AND ?', db, params=span) for n in (pulsemap, truth_table))
