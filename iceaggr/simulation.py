@@ -38,7 +38,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from .geometry import Geometry, SPEED_OF_LIGHT, ice_optics, load_geometry
+from .geometry import N_SENSORS, Geometry, SPEED_OF_LIGHT, ice_optics, load_geometry
 
 # %% ../nbs/03_simulation.ipynb #f99417bf
 KINDS = ("track_through", "track_starting", "cascade", "double_cascade", "muon_bundle")  # the last two on request
@@ -810,6 +810,12 @@ def bright_event(rng, detector:Detector, settings:SimulationSettings): # pulses,
         if len(pulses[0]) > BRIGHT[0] and len(np.unique(pulses[1])) > BRIGHT[1]: return pulses, truth
 
 
+def _check_request(n_events, seed, detector, settings):
+    "ValueError for what cannot be simulated, before anything is made."
+    if n_events < 1: raise ValueError(f"n_events must be at least 1, not {n_events}")
+    if seed < 0: raise ValueError(f"seed must be a whole number from 0 on, not {seed}")
+
+
 def truth_table(events:dict, deposited, signal): # DataFrame with TRUTH_COLUMNS
     "What is known of simulated events."
     azimuth, zenith = came_from(events["direction"]); lepton_azimuth, lepton_zenith = came_from(events["lepton"])
@@ -866,6 +872,7 @@ DEAD_DOMS = 77  # by default, as many as in the real detector
 def make_detector(geometry=None, dead_doms=DEAD_DOMS): # Detector
     "A detector from a Geometry, a path of one, or the nominal IC86; `dead_doms` are sensor ids or how many to take."
     if not isinstance(geometry, Geometry): geometry = load_geometry(geometry)
+    if not all(0 <= d < N_SENSORS for d in np.atleast_1d(dead_doms)): raise ValueError(f"dead_doms must be 0 to {N_SENSORS - 1:,}, the number of DOMs or their sensor ids, not {dead_doms}")
     if np.ndim(dead_doms) == 0: dead_doms = np.random.default_rng(77).choice(len(geometry.xyz), dead_doms, replace=False)
     return Detector(geometry, dead_doms)
 
@@ -879,8 +886,8 @@ def simulate_events(
 ): # pulses (event_id, sensor_id, time, charge, auxiliary) sorted by event and time; truth, a row for each event
     "Simulate triggered events; the first n of a seed are the same whatever n."
     settings = SimulationSettings(**settings)
-    if n_events < 1: raise ValueError(f"n_events must be at least 1, not {n_events}")
     detector = make_detector(geometry, dead_doms)
+    _check_request(n_events, seed, detector, settings)
     chunks = [simulate_chunk(detector, seed, c, settings) for c in range(-(-n_events // CHUNK))]
     frames = [pulse_frame(p, c * CHUNK) for c, (p, _) in enumerate(chunks)]
     pulses = pd.concat(frames, ignore_index=True); truth = pd.concat([t for _, t in chunks], ignore_index=True)
@@ -898,22 +905,22 @@ def pulse_frame(pulses:list, first_event:int): # DataFrame
 _DETECTOR = {}  # of a worker process
 
 
-def _start_worker(geometry, dead_doms): _DETECTOR["it"] = make_detector(geometry, dead_doms)
+def _start_worker(detector): _DETECTOR["it"] = detector
 
 def _work(args): return simulate_chunk(_DETECTOR["it"], *args)
 
 
 def chunks_in_order(
     jobs:list, # arguments of simulate_chunk
-    workers:int, geometry:Geometry, dead_doms, # sensor ids that record nothing
+    workers:int, detector:Detector, # processes, what records
 ): # yields what simulate_chunk gives
     "Chunks from several processes, in order and with a bounded number under way."
     if workers <= 1:
-        _start_worker(geometry, dead_doms)
+        _start_worker(detector)
         yield from map(_work, jobs)
         return
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    with ProcessPoolExecutor(workers, context, _start_worker, (geometry, dead_doms)) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker, (detector,)) as pool:
         jobs = iter(jobs); running = deque(pool.submit(_work, j) for j in islice(jobs, 4 * workers))
         try:
             while running:
@@ -986,17 +993,18 @@ def simulate_dataset(
 ): # Path of the folder
     "Simulate a data set in the Kaggle layout, with a truth table."
     what = SimulationSettings(**settings)
-    if n_events < 1: raise ValueError(f"n_events must be at least 1, not {n_events}")
-    out = Path(out); per_file = events_per_file or min(200_000, math.ceil(n_events / 5))
-    if not 1 <= per_file <= 200_000: raise ValueError(f"events_per_file must be 1 to 200,000, not {per_file}")
     if not isinstance(geometry, Geometry): geometry = load_geometry(geometry)
     dead = int(dead_doms) if np.ndim(dead_doms) == 0 else [int(s) for s in dead_doms]
+    detector = make_detector(geometry, dead)
+    _check_request(n_events, seed, detector, what)
+    out = Path(out); per_file = events_per_file or min(200_000, math.ceil(n_events / 5))
+    if not 1 <= per_file <= 200_000: raise ValueError(f"events_per_file must be 1 to 200,000, not {per_file}")
     settings = {"version": VERSION, "events": n_events, "seed": seed, **json.loads(json.dumps(asdict(what))), "events_per_file": per_file,
                 "geometry": f"{zlib.crc32(np.round(geometry.xyz, 2).tobytes()):08x}", "dead_doms": dead}
     if claim_folder(out, settings): return out
     geometry.to_csv(out / "sensor_geometry.csv")
     jobs = [(seed, c, what) for c in range(-(-n_events // CHUNK))]
-    chunks = chunks_in_order(jobs, min(workers or os.cpu_count() or 1, len(jobs)), geometry, dead)
+    chunks = chunks_in_order(jobs, min(workers or os.cpu_count() or 1, len(jobs)), detector)
     metas, truths = write_batches(out, chunks, n_events, per_file, progress)
     write_table(truths, out / "truth.parquet"); write_table(metas, out / "train_meta.parquet")
     write_settings(out / "simulation.json", settings, True)
