@@ -805,15 +805,17 @@ def bright_neutrino(rng): # dict as of sample_neutrinos, one event
 
 def bright_event(rng, detector:Detector, settings:SimulationSettings): # pulses, truth, as of triggered_events
     "Simulate until an event is as bright as BRIGHT."
-    while True:
+    for _ in range(1000):
         pulses, truth = triggered_events(rng, detector, lambda: bright_neutrino(rng), 1, settings)
         if len(pulses[0]) > BRIGHT[0] and len(np.unique(pulses[1])) > BRIGHT[1]: return pulses, truth
+    raise ValueError(f"bright: none of 1,000 events had more than {BRIGHT[0]:,} pulses on more than {BRIGHT[1]:,} DOMs; leave it out, or let more than {len(detector.alive):,} DOMs record")
 
 
 def _check_request(n_events, seed, detector, settings):
     "ValueError for what cannot be simulated, before anything is made."
     if n_events < 1: raise ValueError(f"n_events must be at least 1, not {n_events}")
     if seed < 0: raise ValueError(f"seed must be a whole number from 0 on, not {seed}")
+    if settings.bright and len(detector.alive) <= BRIGHT[1]: raise ValueError(f"bright: such an event has pulses on more than {BRIGHT[1]:,} DOMs, but {len(detector.alive):,} record; leave it out, or take fewer dead_doms")
 
 
 def truth_table(events:dict, deposited, signal): # DataFrame with TRUTH_COLUMNS
@@ -835,7 +837,7 @@ def triggered_events(
     parts, truths, have, tries = [], [], 0, 0
     while have < wanted:
         events = draw(); tries += 1
-        if tries > 1000: raise RuntimeError("almost no simulated event triggers: is the geometry the detector's, in metres?")
+        if tries > 1000: raise ValueError("almost no simulated event triggers: is the geometry the detector's, in metres, and do enough DOMs record?")
         (event, *rest), triggered, deposited, signal = detect(rng, detector, events, settings)
         rank = np.cumsum(triggered) - 1 + have; triggered &= rank < wanted
         keep = triggered[event]
