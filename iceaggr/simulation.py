@@ -38,7 +38,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from .geometry import N_SENSORS, Geometry, SPEED_OF_LIGHT, ice_optics, load_geometry
+from .geometry import N_SENSORS, Geometry, SPEED_OF_LIGHT, default_efficiency, ice_optics, load_geometry
 
 # %% ../nbs/03_simulation.ipynb #f99417bf
 KINDS = ("track_through", "track_starting", "cascade", "double_cascade", "muon_bundle")  # the last two on request
@@ -955,6 +955,13 @@ def write_batch(
 VERSION = 3  # of the simulation: raise it when the same seed gives other events
 
 
+def _fingerprint(geometry):
+    "Of the positions, and of the efficiencies where they are not the default."
+    efficiency = np.round(geometry.efficiency, 4)
+    own = b"" if np.array_equal(efficiency, default_efficiency()) else efficiency.tobytes()
+    return f"{zlib.crc32(np.round(geometry.xyz, 2).tobytes() + own):08x}"
+
+
 def claim_folder(
     out:Path, # folder of the data set
     settings:dict, # that it is or would be made with
@@ -1002,7 +1009,7 @@ def simulate_dataset(
     out = Path(out); per_file = events_per_file or min(200_000, math.ceil(n_events / 5))
     if not 1 <= per_file <= 200_000: raise ValueError(f"events_per_file must be 1 to 200,000, not {per_file}")
     settings = {"version": VERSION, "events": n_events, "seed": seed, **json.loads(json.dumps(asdict(what))), "events_per_file": per_file,
-                "geometry": f"{zlib.crc32(np.round(geometry.xyz, 2).tobytes()):08x}", "dead_doms": dead}
+                "geometry": _fingerprint(geometry), "dead_doms": dead}
     if claim_folder(out, settings): return out
     geometry.to_csv(out / "sensor_geometry.csv")
     jobs = [(seed, c, what) for c in range(-(-n_events // CHUNK))]
