@@ -970,8 +970,9 @@ def claim_folder(
     mark = out / "simulation.json"
     if out.exists() and not out.is_dir(): raise FileExistsError(f"{out} is a file: choose a folder to write to")
     if out.is_dir() and any(out.iterdir()):
-        found = json.loads(mark.read_text()) if mark.is_file() else None
-        if found is None: raise FileExistsError(f"{out} is not empty and holds no simulated data set: choose another folder")
+        try: found = json.loads(mark.read_text()) if mark.is_file() else None
+        except ValueError as e: raise FileExistsError(f"{mark} is damaged ({e}): remove {out}, or choose another folder") from None
+        if not isinstance(found, dict): raise FileExistsError(f"{out} is not empty and holds no simulated data set: choose another folder")
         complete = found.pop("complete", False)
         if found != settings:
             differ = sorted(k for k in {*found, *settings} if found.get(k) != settings.get(k))
