@@ -39,6 +39,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from .geometry import N_SENSORS, Geometry, SPEED_OF_LIGHT, default_efficiency, ice_optics, load_geometry
+from .reading import replacing
 
 # %% ../nbs/03_simulation.ipynb #f99417bf
 KINDS = ("track_through", "track_starting", "cascade", "double_cascade", "muon_bundle")  # the last two on request
@@ -932,12 +933,8 @@ def chunks_in_order(
 
 # %% ../nbs/03_simulation.ipynb #31ce0a6a
 def write_table(frame:pd.DataFrame, path:Path, index:bool=False):
-    "Write a Parquet file under a temporary name, then give it its own."
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pq.write_table(pa.Table.from_pandas(frame, preserve_index=index), temporary, write_page_checksum=True)
-        os.replace(temporary, path)
-    finally: temporary.unlink(missing_ok=True)
+    "Write a Parquet file with checksums."
+    with replacing(path) as part: pq.write_table(pa.Table.from_pandas(frame, preserve_index=index), part, write_page_checksum=True)
 
 
 def write_batch(
@@ -969,7 +966,8 @@ def claim_folder(
     "Make the folder of a data set, or recognise the one in it."
     mark = out / "simulation.json"
     if out.exists() and not out.is_dir(): raise FileExistsError(f"{out} is a file: choose a folder to write to")
-    if out.is_dir() and any(out.iterdir()):
+    unfinished = [p for pattern in (".simulation.json.part*", ".t*.parquet.part*", "train/.batch_*.part*") for p in out.glob(pattern)]     # of processes that were killed while they wrote
+    if any(p not in unfinished for p in out.glob("*")):
         try: found = json.loads(mark.read_text()) if mark.is_file() else None
         except ValueError as e: raise FileExistsError(f"{mark} is damaged ({e}): remove {out}, or choose another folder") from None
         if not isinstance(found, dict): raise FileExistsError(f"{out} is not empty and holds no simulated data set: choose another folder")
@@ -978,16 +976,16 @@ def claim_folder(
             differ = sorted(k for k in {*found, *settings} if found.get(k) != settings.get(k))
             raise FileExistsError(f"{out} holds a data set simulated with other settings ({', '.join(differ)}): choose another folder, or remove it")
         if complete and (out / "train_meta.parquet").is_file(): return True
-    (out / "train").mkdir(parents=True, exist_ok=True)
+    for part in unfinished: part.unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     write_settings(mark, settings, False)
+    (out / "train").mkdir(exist_ok=True)
     return False
 
 
 def write_settings(path:Path, settings:dict, complete:bool):
     "Record how a data set was simulated, and whether it is complete."
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(settings | {"complete": complete}, indent=1) + "\n")
-    os.replace(temporary, path)
+    with replacing(path) as part: part.write_text(json.dumps(settings | {"complete": complete}, indent=1) + "\n")
 
 # %% ../nbs/03_simulation.ipynb #626a6687
 def simulate_dataset(
