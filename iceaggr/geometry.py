@@ -79,7 +79,15 @@ def _number(table, column, path) -> np.ndarray: # (rows,) float64
     values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        raise ValueError(f"{path}: column {column} is not a finite number in row {_some(bad)} (counted from 0)")
+        raise ValueError(f"{path}: column {column} is not a finite number in row {_some(table.index[bad])} (counted from 0)")
+    return values
+
+def _efficiency(table, column, path) -> np.ndarray: # (rows,) float64
+    "A column as efficiencies, or an error that names the row."
+    values = _number(table, column, path)
+    bad = np.flatnonzero(values < 0)
+    if len(bad):
+        raise ValueError(f"{path}: column {column} is negative in row {_some(table.index[bad])} (counted from 0); write 0 for a dead DOM")
     return values
 
 # %% ../nbs/00_geometry.ipynb #ee224b94
@@ -99,7 +107,7 @@ def _check_ids(ids, path) -> np.ndarray: # (5160,) int64
 def read_sensor_csv(path) -> pd.DataFrame: # 5160 rows in order of sensor_id: x, y, z, and efficiency where the file has it
     "Read and check a table in the layout of Kaggle's `sensor_geometry.csv`."
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path).reset_index(drop=True)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; it should be a sensor_geometry.csv with columns sensor_id, x, y, z") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
@@ -107,7 +115,7 @@ def read_sensor_csv(path) -> pd.DataFrame: # 5160 rows in order of sensor_id: x,
     _check_columns(table, ["sensor_id", "x", "y", "z"], path)
     ids = _check_ids(_number(table, "sensor_id", path), path)
     columns = [c for c in ("x", "y", "z", "efficiency") if c in table.columns]
-    return pd.DataFrame({c: _number(table, c, path) for c in columns}, index=ids).sort_index()
+    return pd.DataFrame({c: (_efficiency if c == "efficiency" else _number)(table, c, path) for c in columns}, index=ids).sort_index()
 
 # %% ../nbs/00_geometry.ipynb #b7ea2760
 def _fill_string(found, values, nominal):
@@ -126,8 +134,7 @@ def read_graphnet(path) -> pd.DataFrame: # 5160 rows in order of sensor_id: x, y
     _check_columns(table, ["dom_x", "dom_y", "dom_z", "string", "dom_number"], path)
     string, dom = _number(table, "string", path), _number(table, "dom_number", path)
     in_ice = (dom >= 1) & (dom <= DOMS_PER_STRING) & (string >= 1) & (string <= N_STRINGS)
-    table = table[in_ice].reset_index(drop=True)
-    return _place_graphnet(table, ((string - 1) * DOMS_PER_STRING + dom - 1)[in_ice], path)
+    return _place_graphnet(table[in_ice], ((string - 1) * DOMS_PER_STRING + dom - 1)[in_ice], path)
 
 # %% ../nbs/00_geometry.ipynb #f67b4cdc
 def _place_graphnet(table, ids, path):
@@ -147,8 +154,8 @@ def _place_graphnet(table, ids, path):
         values[ids] = _number(table, f"dom_{c}", path)
         values, reference = values.reshape(found.shape), nominal[:, i].reshape(found.shape)
         out[c] = np.concatenate([_fill_string(*s) for s in zip(found, values, reference)])
-    efficiency = np.zeros(N_SENSORS)
-    efficiency[ids] = default_efficiency()[ids] if "rde" not in table else table["rde"].fillna(pd.Series(default_efficiency()[ids]))
+    efficiency, default = np.zeros(N_SENSORS), pd.Series(default_efficiency()[ids], table.index)
+    efficiency[ids] = default if "rde" not in table else _efficiency(table.assign(rde=table.rde.fillna(default)), "rde", path)
     return pd.DataFrame({**out, "efficiency": efficiency})
 
 # %% ../nbs/00_geometry.ipynb #21a9072f
@@ -280,7 +287,7 @@ def ice_optics(z # height in detector coordinates [m], any shape
     return np.interp(depth, _ICE_DEPTH, _SCATTERING), np.interp(depth, _ICE_DEPTH, _ABSORPTION)
 
 # %% ../nbs/00_geometry.ipynb #05713d25
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#8c8c8c"     # from the colour-blind-safe palette of Okabe and Ito
+_BLUE, _ORANGE = "#0072B2", "#D55E00"     # from the colour-blind-safe palette of Okabe and Ito
 
 def plot_top_view(geometry:Geometry, # the detector
                   ax=None,           # matplotlib axes, or None for new ones
