@@ -54,6 +54,7 @@ if __name__ == "__main__":
     if len({(tuple(f["train_batches"]), f["train"]["held_out"], f["train"]["valid_events"]) for f in facts}) > 1: parser.error("the runs were trained on different events, so that none is left to all to judge by")
     for run in args.runs:
         if not read_checkpoint(run)[0]["finished"]: parser.error(f"{run} has not ended: go on with iceaggr train --resume")
+    if args.out.exists() and any(args.out.iterdir()): parser.error(f"{args.out} exists and is not empty: choose another folder")
     settings = TrainSettings(**facts[0]["train"])
     train = IceCubeDataset(args.data, batch_ids=facts[0]["train_batches"])
     if missing := set(args.judge_batches or []) - set(train.batch_ids): parser.error(f"the runs were not trained on files {sorted(missing)}: from others no events were kept back")

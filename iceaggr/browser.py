@@ -238,7 +238,12 @@ def show_dom(browser:EventBrowser,
     "Its close-up, below the facts."
     if browser.model is None: return
     import matplotlib.pyplot as plt
-    fig, picture = plot_dom(browser.model, browser.event, sensor_id), io.BytesIO()
+    w = browser.widgets
+    w["said"].value, w["close_up"].layout.display = w["said"].value.split("<br>")[0], "none"
+    try: fig, picture = plot_dom(browser.model, browser.event, sensor_id), io.BytesIO()
+    except ValueError as e:                                    # one pulse
+        w["said"].value += f"<br>{html.escape(str(e))}"
+        return
     fig.savefig(picture, dpi=90, facecolor="white")
     plt.close(fig)
-    browser.widgets["close_up"].value, browser.widgets["close_up"].layout.display = picture.getvalue(), "block"
+    w["close_up"].value, w["close_up"].layout.display = picture.getvalue(), "block"

@@ -72,9 +72,9 @@ class DOMTransformer(nn.Module):
         return embeddings if dom is None else segment_means(embeddings, weights, dom, len(counts))[0]
 
     def embed_packed(self, batch:dict, max_batch_size:int, kernel:str) -> Tensor: # (D, C)
-        "Packed sequences, padding and all; those behind the last DOM of several pulses pass the layers by."
+        "Packed sequences, padding and all; those behind the last DOM of several pulses pass the layers by, but for the dense kernel, which can be listened to."
         m, ids, tokens = batch["metadata"], batch["dom_boundaries"], []
-        event_time, deep = batch_event_times(m)[m["dom_to_event_idx"]], rows_with_layers(ids)
+        event_time, deep = batch_event_times(m)[m["dom_to_event_idx"]], len(ids) if kernel == "dense" else rows_with_layers(ids)
         size = len(ids) if torch.is_grad_enabled() else max_batch_size        # a graph holds them all anyway
         for start in range(0, len(ids), size):
             rows = slice(start, start + size)

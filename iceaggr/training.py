@@ -306,6 +306,7 @@ def coverage_power(
 ) -> float: # 1: right; below 1: the sure ones are too sure
     "Power of kappa with which, scaled, the sure half of the events and the other half have equal shares within their cones."
     low, high, sure = 0.5, 2., kappa > kappa.median()
+    if not sure.any(): return 1.                               # all alike
     for _ in range(30):                                        # the larger the power, the narrower the cones of the sure ones
         middle = (low + high) / 2
         inside = (error <= vmf_quantile(kappa ** middle * coverage_scale(error, kappa ** middle, coverage), coverage)).double()
@@ -725,7 +726,9 @@ def claim_run(
     path, unfinished = run / "settings.json", [part for name in RUN_FILES for part in run.glob(f".{name}.part*")]     # of a process that was killed while it wrote
     if resume:
         if not path.exists(): raise ValueError(f"{run} holds no run to resume: settings.json is missing; leave out --resume to start one")
-        changed = changed_facts(json.loads(path.read_text()), json.loads(json.dumps(facts)))
+        try: before = json.loads(path.read_text())
+        except ValueError as e: raise ValueError(f"{path} is damaged ({e}): train into a new folder, with --init {run / 'last.safetensors'} to start from the last weights") from None
+        changed = changed_facts(before, json.loads(json.dumps(facts)))
         if changed: raise ValueError(f"{run} was started with other settings ({'; '.join(changed)}): resume with the same ones, or train into a new folder")
     elif run.exists() and any(p not in unfinished for p in run.iterdir()): raise FileExistsError(f"{run} exists and is not empty: add --resume to continue it, or choose another folder")
     for part in unfinished: part.unlink(missing_ok=True)       # not before: a run that was refused may have hit one that is alive
