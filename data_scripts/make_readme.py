@@ -16,7 +16,7 @@ def pages():
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(re.sub(r"\]\(((?:\w+/)?\w+\.ipynb)\)", r"](nbs/\1)", source))
+            parts.append(source)
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 png = base64.b64decode("".join(output["data"]["image/png"]))
@@ -24,7 +24,7 @@ def pages():
                 parts.append(f"![An event in the detector]({picture})\n\n*{caption}*")
             elif "text/markdown" in output.get("data", {}):
                 parts.append("".join(output["data"]["text/markdown"]))
-    return "\n\n".join(parts) + "\n", png
+    return re.sub(r"\]\(((?:\w+/)?\w+\.ipynb)\)", r"](nbs/\1)", "\n\n".join(parts)) + "\n", png
 
 
 text, png = pages()

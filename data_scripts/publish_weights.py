@@ -50,7 +50,7 @@ On {hardware}. {choice}
 
 ## How good it is
 
-{metrics["n_events"]:,} events of file {", ".join(map(str, metrics["batches"]))} of the data set `{metrics["data"]["name"]}`, on which nothing was trained:
+{metrics["n_events"]:,} events of file {", ".join(map(str, metrics["batches"]))} of the data set `{metrics["data"]["name"]}`, which it was not trained on:
 
 {table(errors)}
 

@@ -59,7 +59,7 @@ QUANTILES = (5, 25, 50, 75, 95, 99, 99.9)
 # %% ../nbs/03a_comparison.ipynb #1510284c
 def flight(azimuth, zenith) -> np.ndarray: # (n, 3) unit vectors
     "Direction in which something moves that comes from (n,) azimuth and zenith [rad]."
-    return -angles_to_vector(*(torch.as_tensor(np.asarray(x, np.float64)) for x in (azimuth, zenith))).numpy()
+    return -angles_to_vector(*(torch.tensor(np.asarray(x, np.float64)) for x in (azimuth, zenith))).numpy()
 
 def muon_lines(truth:pd.DataFrame, kind:str="track_through") -> tuple: # numbers of the events (n,), points and directions of flight of their muons (n, 3)
     "The muons of one kind of event as straight lines."
