@@ -116,7 +116,7 @@ def atmospheric_weight(
     made = 1 / (1 + 6.0 * E * local / 115) + 0.213 / (1 + 1.44 * E * local / 850)
     chord = lambda radius: 2 * np.sqrt(np.maximum(radius**2 - EARTH_RADIUS**2 * (1 - cosine**2), 0)) * (cosine < 0)  # km
     core = chord(3480.0); column = 1e5 * (11.0 * core + 4.5 * (chord(EARTH_RADIUS) - core))  # g/cm^2
-    cross_section = np.minimum(6.8e-39 * E, 7.84e-36 * E**0.363)  # cm^2 a nucleon; above 10 TeV by Gandhi et al., 1998
+    cross_section = np.minimum(6.8e-39 * E, 7.84e-36 * E**0.363)  # cm^2 a nucleon; from 64 TeV on the power law of R. Gandhi and others (Phys. Rev. D 58, 1998), which is for 10 PeV and more: too much in between
     return made * np.exp(-column * 6.022e23 * cross_section)
 
 EARTH_RADIUS = 6371.0  # km
