@@ -93,6 +93,8 @@ def test_runs_are_averaged_by_the_script(simulated, tmp_path):
     found, start, one, two = (dict(HierarchicalTransformer.load(x).named_parameters()) for x in (tmp_path / "out", WEIGHTS / "small.safetensors", tmp_path / "run1/last.safetensors", tmp_path / "run2/last.safetensors"))
     for name, x in found.items(): torch.testing.assert_close(x, 0.25 * start[name] + 0.375 * (one[name] + two[name]))
     assert not torch.equal(one["t2.head.3.weight"], two["t2.head.3.weight"])
+    done = call("--share", "0.5")
+    assert done.returncode == 2 and "out exists and is not empty" in done.stderr, done.stderr
     saved = torch.load(tmp_path / "run2/state.pt", weights_only=True)
     torch.save({**saved, "finished": False}, tmp_path / "run2/state.pt")
     done = call("--share", "0.25")
