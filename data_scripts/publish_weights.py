@@ -58,7 +58,7 @@ Share of the events within their cones: {coverage}.
 
 ## What it is not for
 
-Simulated and PPC events of one neutrino each, 200 GeV to 50 TeV with a thin tail above, isotropic; no coincident muons, no detectors with other sensor positions (refused beyond 1 m). Real data differ from both; train or fine-tune on them before use.
+Simulated and PPC events of one neutrino each, 200 GeV to 50 TeV with a thin tail above, isotropic; no coincident muons, no detectors with other sensor positions (refused beyond 1 m). Recorded data differ from both: most triggers are atmospheric muons, which these weights have never seen. Fine-tune on the simulation of the collaboration, and compare what comes out (kappa, zeniths) between data and simulation before use.
 """
 
 

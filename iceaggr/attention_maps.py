@@ -197,7 +197,7 @@ def plot_dom(
     plot_packed(axes["packed"], collate_dom_packing([event], model.settings.max_seq_len), sensor_id)
     grid = below.subplots(L, H, squeeze=False)
     below.colorbar(plot_weights(grid, maps), ax=grid, label="attention weight", aspect=30)
-    fig.suptitle("string {}, DOM {} (from 0): {} pulses, {:.1f} p.e.".format(*divmod(sensor_id, DOMS_PER_STRING), len(maps.tokens), maps.tokens.charge.sum()), fontsize=11)
+    fig.suptitle("string {}, DOM {}: {} pulses, {:.1f} p.e.".format(sensor_id // DOMS_PER_STRING + 1, sensor_id % DOMS_PER_STRING + 1, len(maps.tokens), maps.tokens.charge.sum()), fontsize=11)
     return fig
 
 # %% ../nbs/12e_attention_maps.ipynb #b5c44375

@@ -119,7 +119,7 @@ class EventView:
         table = pulse_table(pulses)
         self.doms = doms = hit_doms(table)
         doms[list("xyz")] = self.geometry.xyz[doms.sensor_id]
-        doms["string"], doms["dom"] = np.divmod(doms.sensor_id, DOMS_PER_STRING)
+        doms["string"], doms["dom"] = (1 + n for n in np.divmod(doms.sensor_id, DOMS_PER_STRING))      # as IceCube counts them
         self.lit, self.noise, self.pulses = doms[~doms.only_auxiliary], doms[doms.n_auxiliary > 0], table[~table.auxiliary]
         seen = self.lit if len(self.lit) else doms
         weight = np.maximum(seen.charge.to_numpy(), 1e-9)
@@ -239,7 +239,7 @@ def _string_light(view):
     "Lit strings: number, first of their lit DOMs, x, y, first time, charge."
     lit = view.lit.reset_index(drop=True)
     table = lit.groupby("string").agg(start=("dom", lambda d: d.index[0]), first=("first", "min"), charge=("charge", "sum")).reset_index()
-    table[["x", "y"]] = view.geometry.string_xy[table.string]
+    table[["x", "y"]] = view.geometry.string_xy[table.string - 1]
     return table
 
 def panel_markers(view:EventView) -> dict: # properties of the traces of the side panels, by their meta
@@ -303,7 +303,7 @@ def _layout(panels, controls):
         yaxis=dict(title="z [m]", domain=[0.76, 1], range=[-600, 600], anchor="x", **line),
         xaxis2=dict(title="x [m]", range=[-680, 680], dtick=500, anchor="y2", constrain="domain", **across),
         yaxis2=dict(title="y [m]", dtick=500, domain=[0.27, 0.66], range=[-680, 680], anchor="x2", scaleanchor="x2", constrain="domain", **line),
-        xaxis3=dict(title="string", range=[-1, 86], anchor="y3", **across),
+        xaxis3=dict(title="string", range=[0, 87], anchor="y3", **across),
         yaxis3=dict(title="charge [p.e.]", domain=[0, 0.16], type="log", dtick=1, anchor="x3", **line))
 
 # %% ../nbs/04_display.ipynb #78c00f79

@@ -29,8 +29,8 @@ HIGH_EFFICIENCY = 1.35          # quantum efficiency of DeepCore's photomultipli
 _ROW_LENGTHS = (6, 7, 8, 9, 10, 10, 9, 8, 7, 4)
 _ROW_STARTS = (0, -1, -2, -3, -4, -4, -4, -4, -4, -4)       # column of each row's first string
 _GRID_SPACING, _GRID_TILT = 125.0, 9.1                      # [m], [degrees]
-_CENTRE = np.array([46.3, -34.9])                           # string 35 [m]
-_DEEPCORE_ANGLES = (-120, -60, 90, 30, -30, -90, -150, 150) # around string 35, against the rows [degrees]
+_CENTRE = np.array([46.3, -34.9])                           # string 36 [m]
+_DEEPCORE_ANGLES = (-120, -60, 90, 30, -30, -90, -150, 150) # around string 36, against the rows [degrees]
 
 # %% ../nbs/00_geometry.ipynb #bcfa069a
 def _unit(angle): # degrees
@@ -291,7 +291,7 @@ _BLUE, _ORANGE = "#0072B2", "#D55E00"     # from the colour-blind-safe palette o
 
 def plot_top_view(geometry:Geometry, # the detector
                   ax=None,           # matplotlib axes, or None for new ones
-                  labels:bool=True,  # write the string numbers
+                  labels:bool=True,  # write the numbers of the strings
                  ):
     "The strings seen from above."
     import matplotlib.pyplot as plt
@@ -301,7 +301,7 @@ def plot_top_view(geometry:Geometry, # the detector
         ax.plot(*geometry.string_xy[part].T, "o", ms=5, color=colour, label=name)
     if labels:
         for i, (x, y) in enumerate(geometry.string_xy):
-            ax.annotate(i, (x, y), (4, 2), textcoords="offset points", fontsize=6, zorder=3, path_effects=[withStroke(linewidth=1, foreground="white")])
+            ax.annotate(i + 1, (x, y), (4, 2) if i < 78 else (-3, -8), textcoords="offset points", fontsize=6, zorder=3, color="k" if i < 78 else _ORANGE, path_effects=[withStroke(linewidth=1, foreground="white")])
     ax.set(xlabel="x [m]", ylabel="y [m]", aspect="equal", ylim=(-600, 700), title=geometry.name)
     ax.legend(loc="upper left", fontsize=8, frameon=False)
     return ax
@@ -353,7 +353,7 @@ def plot_detector_3d(geometry:Geometry # the detector
     for part, colour, name in ((~geometry.is_deepcore, _BLUE, "main array"), (geometry.is_deepcore, _ORANGE, "DeepCore")):
         ids = np.flatnonzero(part)
         fig.add_scatter3d(**dict(zip("xyz", geometry.xyz[ids].T.astype(np.float32))), mode="markers", name=name,
-                          marker=dict(size=1.5, color=colour), customdata=np.stack(np.divmod(ids, DOMS_PER_STRING), -1).astype(np.int16),
+                          marker=dict(size=1.5, color=colour), customdata=1 + np.stack(np.divmod(ids, DOMS_PER_STRING), -1).astype(np.int16),
                           hovertemplate="string %{customdata[0]}, DOM %{customdata[1]}<br>(%{x:.0f}, %{y:.0f}, %{z:.0f}) m<extra></extra>")
     fig.update_layout(scene=dict(xaxis_title="x [m]", yaxis_title="y [m]", zaxis_title="z [m]", aspectmode="data",
                                  camera=dict(eye=dict(x=1.2, y=-1.5, z=0.5), center=dict(x=0, y=0, z=-0.1))),
