@@ -42,6 +42,6 @@ if __name__ == "__main__":
     for k in tqdm([k for k in np.flatnonzero(few) if k not in done], "cascades"):
         c = cascades[k]
         row = dict(seed=args.seed, event=k, energy=c["energy"], photo_electrons=len(c["sensor"]), sensors=len(np.unique(c["sensor"])), pulses=len(c["pulses"]), **cascade_limit(detector, c, seed=k), expected_of_hit_doms=cascade_limit(detector, c, seed=k, dark=False)["expected"],
-                   model_error=float(angle(vectors[k], c["direction"])), kappa=found.kappa.iloc[k], model=args.model, brighter=few[:k].count(False), simulation=VERSION, commit=same["commit"], hardware=args.hardware)
+                   model_error=float(angle(vectors[k], c["direction"])), kappa=found.kappa.iloc[k], model=args.model, brighter=few[:k].count(False), simulation=VERSION, commit=same["commit"], hardware=args.hardware, model_commit=same["commit"])
         rows.append(pd.DataFrame([row]))
         with replacing(args.out) as part: pd.concat(rows).to_csv(part, index=False)
