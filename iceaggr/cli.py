@@ -93,6 +93,7 @@ def train(args):
         train_batches, valid_batches = (chosen_batches(b, args.data) for b in (args.train_batches, args.valid_batches))
         log = training.train(args.data, args.out, args.preset, train_batches, valid_batches, settings, args.init, args.resume, device, args.workers, on_bad_event=args.on_bad_event)
         if len(log) and rank() == 0 and not log.attrs["interrupted"]:
+            if not log.held_out_mean_degrees.notna().any(): raise FloatingPointError(f"no epoch of {args.out} ended with a finite error: train into a new folder with a lower learning rate")
             best = log.loc[log.held_out_mean_degrees.idxmin()]
             print(f"best epoch {int(best.epoch)} by the training events kept back: mean error {best.valid_mean_degrees:.2f} degrees, median {best.valid_median_degrees:.2f}, on validation events; weights in {Path(args.out) / 'best.safetensors'}{say_skipped(args, Path(args.out))}")
     if log.attrs["interrupted"]: raise KeyboardInterrupt
@@ -172,11 +173,11 @@ def display(args):
         from iceaggr.packing import collate_dom_packing
         model = HierarchicalTransformer.load(args.run)
         model.check_geometry(dataset.geometry)
-        p = model.predict([collate_dom_packing([dataset[index]])]).iloc[0]
+        p = model.predict([collate_dom_packing([dataset[index]], model.settings.max_seq_len)]).iloc[0]
         prediction, kappa = (p.azimuth, p.zenith), p.kappa
     truth = (row.azimuth, row.zenith) if args.split == "train" else None
     what = dict(geometry=dataset.geometry, truth=truth, prediction=prediction, kappa=kappa or None, title=f"event {row.event_id}, {row.n_pulses:,} pulses")
-    pulses, static = dataset[index]["pulse_features"], Path(args.out).suffix in (".pdf", ".svg", ".png")
+    pulses, static = dataset[index]["pulse_features"], Path(args.out).suffix.lower() in (".pdf", ".svg", ".png")
     figure = plot_event(pulses, **what) if static else display_event(pulses, **what, panels=True, animate=args.animate)
     save_display(figure, args.out)
     if static:

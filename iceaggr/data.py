@@ -57,7 +57,7 @@ class IceCubeDataset(torch.utils.data.Dataset):
         "The events of the chosen files: from the meta table, or from the prepared files."
         folder, meta, targets = self.root / self.split, self.root / f"{self.split}_meta.parquet", self.split == "train"
         if batch_ids is None and self.files: batch_ids = all_batches(self.root, self.split, skip)
-        ids = choose_files(self.files, batch_ids, folder, must_exist=not skip)
+        ids = choose_files(self.files, batch_ids, folder, (lambda: all_batches(self.root, self.split, True)) if skip else None)
         if self.prepared: return join_prepared([read_prepared_events(self.files.get(b, folder / f"batch_{b}.events.arrow"), b, targets, skip) for b in ids], folder, skip)
         table = read_meta(meta, ids, targets, skip)
         if not skip: return table
@@ -109,7 +109,10 @@ class IceCubeDataset(torch.utils.data.Dataset):
     @property
     def geometry(self):
         "The detector: the data set's own, or the nominal one."
-        if self._geometry is None: self._geometry = load_geometry(self.root if (self.root / "sensor_geometry.csv").exists() else None)
+        if self._geometry is None:
+            own = (self.root / "sensor_geometry.csv").exists()
+            if not own: warnings.warn(f"{self.root} has no sensor_geometry.csv: taking the nominal detector, from which the strings of the real one lie up to thirty metres away")
+            self._geometry = load_geometry(self.root if own else None)
         return self._geometry
 
     def file_of(self, i): return np.searchsorted(self.file_offsets, i, side="right") - 1                 # number in `batch_ids`, not the file's own
@@ -173,14 +176,15 @@ def choose_files(
     files:dict, # number -> path
     batch_ids, # wanted, None: all
     folder:Path, # for messages
-    must_exist:bool=True, # False: a number without a file is let through
+    known=None, # function that gives the numbers of files that may be missing
 ) -> list: # numbers
-    "The wanted files, which exist unless they need not."
+    "The wanted files, which exist unless they are known to be missing."
     ids = list(files) if batch_ids is None else [index(b) for b in ([batch_ids] if np.ndim(batch_ids) == 0 and hasattr(batch_ids, "__index__") else batch_ids)]
     if not ids: raise DataError(f"{folder}: no batch files" + (": they should be named batch_1.parquet, batch_2.parquet, ..." if batch_ids is None else " wanted: batch_ids is empty"))
     if len(set(ids)) < len(ids): raise DataError(f"batch_ids names a file twice: {few(ids)}")
     missing = [b for b in ids if b not in files]
-    if missing and must_exist: raise DataError(f"{folder}: no file of batch {few(missing)}; it has {len(files)} files" + (f", {few(files)}" if files else "") + ": get the missing ones, or choose others with batch_ids")
+    if missing and known: missing = sorted(set(missing) - set(known()))
+    if missing: raise DataError(f"{folder}: no file of batch {few(missing)}; it has {len(files)} files" + (f", {few(files)}" if files else "") + ": get the missing ones, or choose others with batch_ids")
     return ids
 
 def select_events(
@@ -193,7 +197,7 @@ def select_events(
         events = np.array(list(events), dtype=np.int64)
         missing = np.setdiff1d(events, table.event_id)
         if not len(events): raise DataError("no events wanted: events is empty")
-        if len(missing): raise DataError(f"event {few(missing)} is not in the chosen files; choose others with batch_ids")
+        if len(missing): raise DataError(f"event {few(missing)} is in none of the files that were asked for")
         table = table[table.event_id.isin(events)]
     return table.iloc[:max_events]
 
@@ -327,7 +331,7 @@ def prepare(
     load_geometry(root if (root / "sensor_geometry.csv").exists() else None)              # refuses a geometry with faults
     skip = on_bad_event == "skip"
     if batch_ids is None and files: batch_ids = all_batches(root, split, skip)
-    wanted = choose_files(files, batch_ids, root / split, must_exist=not skip)
+    wanted = choose_files(files, batch_ids, root / split, (lambda: all_batches(root, split, True)) if skip else None)
     with replacing(out / f"{split}_files.json") as part: part.write_text(json.dumps(sorted({*promised_files(out, split), *wanted})))      # until they are there, what is there is not all
     ends = np.cumsum([promised_rows(files.get(b), skip) for b in wanted])
     with tqdm(total=int(ends[-1]), desc="prepare", unit=" pulses", unit_scale=True, disable=not progress) as bar:

@@ -86,7 +86,7 @@ def frame_to_events(
     n_sensors:int, # sensors of the geometry
 ) -> list: # events as the data set gives them, without target, in order of first appearance
     "Events from a table of pulses; ValueError names the column or event that is wrong."
-    if pulses.index.name == "event_id": pulses = pulses.reset_index()
+    if pulses.index.name == "event_id": pulses = pulses.reset_index(drop="event_id" in pulses.columns)
     missing = [c for c in ("event_id", "sensor_id", "time", "charge") if c not in pulses.columns]
     if missing: raise ValueError(f"the table of pulses lacks {', '.join(missing)}: it needs event_id (or as index), sensor_id, time [ns], charge [p.e.], and may have auxiliary")
     if not len(pulses): return []
@@ -167,7 +167,7 @@ class HierarchicalTransformer(nn.Module):
         max_sequences:int=64, # packed sequences in memory at once
         progress:bool=False, # show a progress bar
     ) -> pd.DataFrame: # event_id, azimuth, zenith [rad], kappa, r68 [degrees], in order of first appearance
-        "Directions of any number of events in bounded memory; events that stay incomplete get NaN and a warning that names them."
+        "Directions of any number of events in bounded memory, but for some two hundred bytes an event; events that stay incomplete get NaN and a warning that names them."
         if isinstance(pulses, pd.DataFrame):
             events = frame_to_events(pulses, len(self.t2.sensors))
             lists = list(event_batches(events, max_sequences * self.settings.max_seq_len))
@@ -183,7 +183,7 @@ class HierarchicalTransformer(nn.Module):
         if len(geometry.xyz) != len(self.t2.sensors): raise ValueError(f"the data have {len(geometry.xyz)} sensors, the model {len(self.t2.sensors)}")
         off = np.linalg.norm(geometry.xyz - self.t2.sensors[:, :3].cpu().numpy(), axis=1)
         if off.max() > tolerance:
-            raise ValueError(f"the sensors of the data lie up to {off.max():.1f} m (sensor {int(off.argmax())}) from those that the model was trained with: use a model trained on this geometry")
+            raise ValueError(f"the sensors of the data lie up to {off.max():.1f} m (sensor {int(off.argmax())}) from those that the model was trained with: use a model trained on this geometry" + (", or put the sensor_geometry.csv of the data into their folder: the nominal one was taken" if geometry.name == Geometry.nominal().name else ""))
 
     def save(self, path):
         "Write settings, geometry and weights to one .safetensors file, atomically."

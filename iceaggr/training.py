@@ -8,8 +8,8 @@ __all__ = ['CHECKPOINTS', 'LOG_COLUMNS', 'ECHO', 'RUN_FILES', 'TrainSettings', '
            'read_checkpoint', 'load_state', 'predict_with_truth', 'validate', 'coverage_scale', 'coverage_power',
            'calibrate', 'stop_signal', 'loss_backward', 'random_state', 'train_step', 'Pace', 'Job', 'epoch_batches',
            'epoch_loader', 'train_epoch', 'step_seed', 'skip_step', 'fit', 'end_epoch', 'copied', 'finish', 'plot_log',
-           'LiveCurves', 'in_notebook', 'train', 'start_from', 'source_commit', 'choose_batches', 'claim_run',
-           'changed_facts']
+           'LiveCurves', 'in_notebook', 'train', 'start_from', 'source_commit', 'choose_batches', 'events_checksum',
+           'claim_run', 'changed_facts']
 
 # %% ../nbs/11_training.ipynb #e995fa20
 import copy
@@ -27,6 +27,7 @@ import threading
 import time
 import warnings
 import zipfile
+import zlib
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -471,6 +472,7 @@ def epoch_loader(
     change = functools.partial(perturb, seed=job.settings.seed, epoch=job.state["epoch"]) if job.settings.augment else None
     packed = PackedBatches(job.train_ds, batches, job.model.settings.max_seq_len, change, functools.partial(fair_share, rank=rank(), world_size=world_size()))
     return torch.utils.data.DataLoader(packed, batch_size=None, num_workers=workers, pin_memory=job.model.device.type == "cuda",
+                                       multiprocessing_context="fork" if workers and sys.platform == "linux" else None,               # forked ones take over what a signal does: nothing
                                        generator=torch.Generator().manual_seed(job.settings.seed))       # its own: a resume starts one loader more
 
 # %% ../nbs/11_training.ipynb #9e7e70de
@@ -526,7 +528,7 @@ def skip_step(
     if rank() == 0: tqdm.write(f"step {state['step']}: loss or gradient not finite, step skipped; events {ids}")
     if state["in_a_row"] >= 10:
         raise FloatingPointError(f"ten steps in a row without a finite loss and gradient: look at the events named in {job.run / 'skipped_steps.csv'}, or train into a new folder with a lower learning rate, "
-                                 + (f"from the weights of the last checkpoint with --init {job.run / 'last.safetensors'}" if has_checkpoint(job.run) else "with smaller batches or without the events named"))
+                                 + (f"from the weights of the last checkpoint with --init {job.run / 'last.safetensors'}" if state["log"] and math.isfinite(state["log"][-1]["held_out_mean_degrees"]) else "with smaller batches or without the events named"))
 
 # %% ../nbs/11_training.ipynb #7f897b71
 def fit(
@@ -585,7 +587,8 @@ def end_epoch(
                held_out_loss=held_out["loss"], held_out_mean_degrees=held_out["mean_degrees"], **{f"valid_{k}": v for k, v in valid.items()},
                events_per_s=n / state["epoch_seconds"] if n else 0., skipped_steps=state["epoch_skipped"])
     state["log"].append(row)
-    if row["held_out_mean_degrees"] < state["best"] or state["best_weights"] is None: state.update(best=row["held_out_mean_degrees"], best_weights=copied(job.average))
+    error = row["held_out_mean_degrees"] if math.isfinite(row["held_out_mean_degrees"]) else math.inf          # nothing is below NaN
+    if error < state["best"] or state["best_weights"] is None: state.update(best=error, best_weights=copied(job.average))
     if job.progress: tqdm.write("epoch {epoch:3}  {minutes:6.1f} min  train loss {train_loss:7.3f}  valid loss {valid_loss:7.3f}  mean error {valid_mean_degrees:6.2f} deg  median {valid_median_degrees:6.2f} deg  {events_per_s:5.0f} events/s".format(**row))
     state.update(epoch=state["epoch"] + 1, batch=0, epoch_loss=0., epoch_events=0, epoch_seconds=0., epoch_skipped=0)
 
@@ -666,7 +669,7 @@ def train(
         model = HierarchicalTransformer(preset, train_ds.geometry).to(device)
         if init is not None and not resuming: start_from(model, init)
         facts = dict(init=None if init is None else str(init), model=dataclasses.asdict(model.settings), train=dataclasses.asdict(settings), train_batches=train_batches, valid_batches=valid_batches,
-                     train_events=len(train_ds), valid_events=len(valid_ds), version=__version__, commit=source_commit())
+                     train_events=len(train_ds), valid_events=len(valid_ds), train_checksum=events_checksum(train_ds), valid_checksum=events_checksum(valid_ds), version=__version__, commit=source_commit())
         on_first(lambda: claim_run(run, facts, resume))
         if on_bad_event == "skip": on_first(lambda: write_skipped([train_ds.skipped, valid_ds.skipped], run / "skipped.csv"))
         log = fit(model, train_ds, valid_ds, run, settings, resuming, workers, progress, on_epoch=LiveCurves() if progress and in_notebook() else None)
@@ -715,6 +718,15 @@ def choose_batches(
     both = sorted(set(train_batches) & set(valid_batches))
     if both: raise DataError(f"files {both} are both to train and to validate on: validation must not share a file with training")
     return list(train_batches), list(valid_batches)
+
+# %% ../nbs/11_training.ipynb #0fa643b3
+def events_checksum(
+    dataset, # IceCubeDataset with targets
+) -> int: # alike for both forms of a data set
+    "CRC-32 of the numbers, sizes and directions of the events, by which a resume knows that they are the same."
+    checksum = 0
+    for column in (dataset.event_ids, dataset.n_pulses, dataset.targets): checksum = zlib.crc32(np.ascontiguousarray(column), checksum)
+    return checksum
 
 # %% ../nbs/11_training.ipynb #e78a4199
 def claim_run(

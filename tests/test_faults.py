@@ -177,6 +177,11 @@ def test_chosen_events_and_files(sound, tmp_path):
     (root / "train/batch_2.parquet").unlink()
     with pytest.raises(DataError, match="column batch_id, event 2000 .batch 2.: 2 has no file"): IceCubeDataset(root)
     assert len(IceCubeDataset(root, batch_ids=[10])) == 7                                       # only some files were fetched: name them
+    for make in (lambda: IceCubeDataset(root, batch_ids=[10, 99], on_bad_event="skip"), lambda: prepare(root, tmp_path / "prepared", [10, 99], on_bad_event="skip", progress=False)):
+        with pytest.raises(DataError, match="no file of batch 99"): make()                      # neither there nor named: not a fault of the data
+    prepare(root, tmp_path / "prepared", [10, 2], on_bad_event="skip", progress=False)
+    with pytest.raises(DataError, match="no file of batch 99"): IceCubeDataset(tmp_path / "prepared", batch_ids=[10, 99], on_bad_event="skip")
+    assert IceCubeDataset(tmp_path / "prepared", batch_ids=[10, 2], on_bad_event="skip").skipped.event_id.iloc[0] == 2000
 
 
 def test_bad_events_do_not_reach_other_processes(sound, tmp_path):

@@ -16,7 +16,7 @@ from conftest import write_tiny
 from processes import ended, kill, launch
 
 from iceaggr.cli import main
-from iceaggr.data import IceCubeDataset
+from iceaggr.data import IceCubeDataset, prepare
 from iceaggr.model import HierarchicalTransformer, read_weights
 from iceaggr.training import CHECKPOINTS, TrainSettings, claim_run, fit, train
 
@@ -224,3 +224,33 @@ def test_a_refused_command_leaves_a_living_run_alone(tmp_path):
     (tmp_path / "killed/.settings.json.part123").touch()                    # killed at its very start
     claim_run(tmp_path / "killed", dict(seed=1), False)
     assert [p.name for p in (tmp_path / "killed").iterdir()] == ["settings.json"]
+
+
+def test_a_resume_with_other_events_is_refused(data, undisturbed, tmp_path):
+    "As many, in files of the same numbers: the events kept back would be others."
+    settings = TrainSettings(epochs=1, batch_size=4, valid_events=10, held_out=4)
+    train(data, tmp_path / "run", TINY, [1], [2], settings, device="cpu", progress=False)
+    other = write_tiny(tmp_path / "other", {1: 40, 2: 10})
+    path = other / "train_meta.parquet"
+    meta = pd.read_parquet(path)
+    meta.assign(azimuth=meta.azimuth.where(meta.batch_id != 1, 1.0)).to_parquet(path)
+    with pytest.raises(ValueError, match="train_checksum"): train(other, tmp_path / "run", TINY, [1], [2], settings, resume=True, device="cpu", progress=False)
+    prepare(data, tmp_path / "prepared", progress=False)
+    assert len(train(tmp_path / "prepared", tmp_path / "run", TINY, [1], [2], settings, resume=True, device="cpu", progress=False)) == 1     # the other form of the same
+
+
+def test_an_epoch_without_a_finite_error_is_not_the_best(data, tmp_path, monkeypatch):
+    "Nothing is smaller than NaN; and who is told to start again is not sent to weights that are NaN."
+    errors = iter([float("nan"), 40.0, 41.0])
+    def validated(model, dataset, indices=None, precision="float32"):
+        e = 1.0 if indices is None else next(errors)
+        return dict(loss=e, mean_degrees=e, median_degrees=e)
+    monkeypatch.setattr("iceaggr.training.validate", validated)
+    settings, saved = TrainSettings(epochs=3, batch_size=4, valid_events=10, held_out=4), []
+    monkeypatch.setattr("iceaggr.training.copied", lambda average: saved.append(1) or {k: x.clone() for k, x in average.state_dict().items()})
+    train(data, tmp_path / "run", TINY, [1], [2], settings, device="cpu", progress=False)
+    assert len(saved) == 3 and torch.load(tmp_path / "run/state.pt", weights_only=True)["best"] == 40     # the first, the second, and the second calibrated
+    errors = iter([float("nan")])
+    monkeypatch.setattr("iceaggr.training.vmf_loss", lambda vector, target, reduction="mean": vector.sum() * float("nan"))
+    with pytest.raises(FloatingPointError) as refused: train(data, tmp_path / "lost", TINY, [1], [2], settings, device="cpu", progress=False)
+    assert "--init" not in str(refused.value) and "lower learning rate" in str(refused.value)
