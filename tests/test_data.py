@@ -48,7 +48,7 @@ def test_missing_and_damaged_files(tiny_dataset, monkeypatch):
     with pytest.raises(DataError, match="no file of batch 4"): IceCubeDataset(tiny_dataset, batch_ids=[2, 4])
     with pytest.raises(DataError, match="twice"): IceCubeDataset(tiny_dataset, batch_ids=[2, 2])
     with pytest.raises(DataError, match="empty"): IceCubeDataset(tiny_dataset, batch_ids=[])
-    with pytest.raises(DataError, match="event 7 is not"): IceCubeDataset(tiny_dataset, events=[7])
+    with pytest.raises(DataError, match="event 7 is in none"): IceCubeDataset(tiny_dataset, events=[7])
     with pytest.raises(DataError, match="at least 1"): IceCubeDataset(tiny_dataset, max_events=0)
     path = tiny_dataset / BATCH
     whole = path.read_bytes()
