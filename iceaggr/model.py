@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -309,8 +309,8 @@ def save_weights(
     "Weights, settings and geometry in one safetensors file: written beside it, then renamed."
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, part, metadata=dict(format="pt", version=WEIGHTS_VERSION, settings=json.dumps(dataclasses.asdict(settings))))
-        part.chmod(0o644)                                      # safetensors makes files that only their owner may read
+        header = dict(format="pt", version=WEIGHTS_VERSION, settings=json.dumps(dataclasses.asdict(settings)))
+        part.write_bytes(safetensors_bytes({k: v.detach().cpu().contiguous() for k, v in state.items()}, header))       # its own writing leaves files of other names where it is killed
 
 # %% ../nbs/10_model.ipynb #3537492e
 def pile_up(
