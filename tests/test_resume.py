@@ -226,7 +226,7 @@ def test_a_refused_command_leaves_a_living_run_alone(tmp_path):
     assert [p.name for p in (tmp_path / "killed").iterdir()] == ["settings.json"]
 
 
-def test_a_resume_with_other_events_is_refused(data, undisturbed, tmp_path):
+def test_a_resume_with_other_events_is_refused(data, tmp_path):
     "As many, in files of the same numbers: the events kept back would be others."
     settings = TrainSettings(epochs=1, batch_size=4, valid_events=10, held_out=4)
     train(data, tmp_path / "run", TINY, [1], [2], settings, device="cpu", progress=False)
