@@ -1,9 +1,13 @@
 """Processes to join and to kill: a server that has imported torch forks them, so that one starts in a moment."""
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
 
@@ -11,23 +15,22 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["pytest", "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg", "pyarrow.dataset", "iceaggr.training", "iceaggr.cli"])
 
 
-def entered(output, env, function, args, kwargs):
+def entered(output, errors, env, function, args, kwargs):
     "What a process does."
     sys.stdout.flush(), sys.stderr.flush()
-    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(handle, 1), os.dup2(handle, 2)
+    for path, stream in ((output, 1), (errors or output, 2)): os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     torch.set_num_threads(1)
     os.environ.update(env)
     function(*args, **kwargs)
 
 
-def launch(output, function, *args, world=None, env=None, **kwargs):
-    "Start a process, or as many as torchrun would; what they print goes to a file."
+def launch(output, function, *args, world=None, env=None, errors=None, daemon=True, **kwargs):
+    "Start a process, or as many as torchrun would; what they print goes to a file, what they print on stderr to another if one is named."
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     envs = [env or {}] if world is None else [dict(env or {}, RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)) for r in range(world)]
-    processes = [FORKS.Process(target=entered, args=(str(output), e, function, args, kwargs), daemon=True) for e in envs]
+    processes = [FORKS.Process(target=entered, args=(str(output), errors and str(errors), e, function, args, kwargs), daemon=daemon) for e in envs]
     for p in processes: p.start()
     return processes
 
@@ -48,3 +51,25 @@ def kill(processes):
     for p in processes: os.kill(p.pid, signal.SIGKILL) if p.is_alive() else None
     ended(processes)
     return alive and all(p.exitcode == -signal.SIGKILL for p in processes)
+
+
+def run_command(argv):
+    "What `python -m iceaggr.cli` does."
+    from iceaggr.cli import main
+    sys.exit(main(argv))
+
+
+def run_script(path, argv):
+    "What `python path` does."
+    sys.argv[:] = [path, *argv]
+    runpy.run_path(path, run_name="__main__")
+
+
+def call(*args, script=None, timeout=300):
+    "Run the command, or a script, to its end: what subprocess.run would return."
+    args = [str(a) for a in args]
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        out.touch(), err.touch()
+        code, = ended(launch(out, *((run_command,) if script is None else (run_script, str(script))), args, errors=err, daemon=False), timeout)      # not daemon: it may start processes of its own
+        return subprocess.CompletedProcess(args, code, out.read_text(), err.read_text())

@@ -13,13 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from iceaggr.model import read_weights
-
-COMMAND = [sys.executable, "-m", "iceaggr.cli"]
-
-
-def call(*args, **kwargs):
-    "Run a verb to its end."
-    return subprocess.run([*COMMAND, *map(str, args)], capture_output=True, text=True, **kwargs)
+from processes import call, ended, launch, run_command
 
 
 def weights(run):
@@ -28,7 +22,7 @@ def weights(run):
 
 @pytest.mark.parametrize("verb", ["simulate", "prepare", "train", "predict", "evaluate", "display", "bench"])
 def test_help(verb):
-    done = call(verb, "--help")
+    done = subprocess.run([sys.executable, "-m", "iceaggr.cli", verb, "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("usage: iceaggr " + verb)
 
 
@@ -78,22 +72,22 @@ def test_simulation_takes_what_to_simulate(tmp_path):
 
 
 def test_interrupted_training_resumes_to_the_same_weights(tiny_dataset, tmp_path):
-    args = ["train", "--data", tiny_dataset, "--epochs", 40, "--batch-size", 2, "--train-batches", "2,3", "--valid-batches", 10]
+    args = ["train", "--data", tiny_dataset, "--epochs", 16, "--batch-size", 2, "--train-batches", "2,3", "--valid-batches", 10]
     assert call(*args, "--out", tmp_path / "whole").returncode == 0
-    process = subprocess.Popen([*COMMAND, *map(str, args), "--out", str(tmp_path / "cut")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process, = launch(tmp_path / "said", run_command, [*map(str, args), "--out", str(tmp_path / "cut")])
     until = time.monotonic() + 120
-    while not (tmp_path / "cut/state.pt").exists() and process.poll() is None and time.monotonic() < until: time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 130 and "--resume" in out + err, err
-    assert len(pd.read_csv(tmp_path / "cut/log.csv")) < 40              # it was interrupted
+    while not (tmp_path / "cut/state.pt").exists() and process.is_alive() and time.monotonic() < until: time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    said = lambda: (tmp_path / "said").read_text()
+    assert ended([process]) == [130] and "--resume" in said(), said()
+    assert len(pd.read_csv(tmp_path / "cut/log.csv")) < 16              # it was interrupted
     refused = call(*args, "--out", tmp_path / "cut")
     assert refused.returncode == 2 and "--resume" in refused.stderr
     done = call(*args, "--out", tmp_path / "cut", "--resume")
     assert done.returncode == 0, done.stderr
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all((whole[k] == cut[k]).all() for k in whole)
-    assert len(pd.read_csv(tmp_path / "cut/log.csv")) == 40
+    assert len(pd.read_csv(tmp_path / "cut/log.csv")) == 16
     assert not [p for p in (tmp_path / "cut").iterdir() if "part" in p.name]
 
 

@@ -19,6 +19,8 @@ from iceaggr.faults import BATCH, META, put, write_tiny
 from iceaggr.prepared import map_arrow
 from iceaggr.reading import DataError, PulseBlocks, dom_order, event_time_reference, find_batches, read_meta
 from iceaggr.simulation import simulate_dataset
+from processes import call
+
 
 def rewrite(root, file, change, **options):
     "Change a table of a data set."
@@ -239,7 +241,7 @@ def test_sampler_puts_like_events_together(many):
 
 
 def test_sampler_order_is_the_same_in_another_process(many):
-    code = ("import sys; from iceaggr.data import *; s = EventBatchSampler(IceCubeDataset(sys.argv[1], cache_size=2), 8, seed=5); s.set_epoch(3); print(list(s))")
+    code = "import sys; from iceaggr.data import *; s = EventBatchSampler(IceCubeDataset(sys.argv[1], cache_size=2), 8, seed=5); s.set_epoch(3); print(list(s))"
     sampler = EventBatchSampler(many, 8, seed=5)
     sampler.set_epoch(3)
     assert subprocess.run([sys.executable, "-c", code, str(many.root)], capture_output=True, text=True, check=True).stdout.strip() == str(list(sampler))
@@ -494,7 +496,7 @@ def test_blocks_and_pieces_of_any_size(events, piece, block, random):
 def test_join_datasets(tmp_path):
     "Events of several data sets keep their pulses and truth; ids are new, and refused are an existing folder and another detector."
     parts = [simulate_dataset(tmp_path / name, 60, seed=seed, events_per_file=30, progress=False) for name, seed in (("a", 1), ("b", 2))]
-    join = lambda out, *files: subprocess.run([sys.executable, str(Path(__file__).parents[1] / "data_scripts/join_datasets.py"), str(tmp_path / out), *files], capture_output=True, text=True)
+    join = lambda out, *files: call(tmp_path / out, *files, script=Path(__file__).parents[1] / "data_scripts/join_datasets.py")
     done = join("both", f"{parts[0]}:2:20", f"{parts[1]}:1", f"{parts[1]}:2")
     assert done.returncode == 0, done.stderr
     both, wanted = IceCubeDataset(tmp_path / "both"), [(IceCubeDataset(parts[k], batch_ids=[f]), i) for k, f, n in ((0, 2, 20), (1, 1, 30), (1, 2, 30)) for i in range(n)]

@@ -1,7 +1,6 @@
 """The weights that come with the package."""
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from iceaggr.geometry import load_geometry
 from iceaggr.model import HierarchicalTransformer
 from iceaggr.simulation import simulate_dataset
 from iceaggr.training import TrainSettings, calibrate, predict_with_truth, train
+from processes import call
 
 SCRIPTS = Path(__file__).parents[1] / "data_scripts"
 sys.path.append(str(SCRIPTS))
@@ -85,19 +85,19 @@ def test_events_that_choose_the_share(tiny_dataset):
 
 def test_runs_are_averaged_by_the_script(simulated, tmp_path):
     for seed in (1, 2): train(simulated.root, tmp_path / f"run{seed}", "small", train_batches=[1], valid_batches=[2], settings=TrainSettings(epochs=1, lr=1e-4, seed=seed, held_out=3), init="small", progress=False)
-    call = lambda *args: subprocess.run([sys.executable, SCRIPTS / "average_weights.py", tmp_path / "out", "--start", WEIGHTS / "small.safetensors", "--data", simulated.root, "--runs", tmp_path / "run1", tmp_path / "run2", *args], capture_output=True, text=True)
-    done = call("--share", "0.5", "--judge-batches", "2")
+    average_runs = lambda *args: call(tmp_path / "out", "--start", WEIGHTS / "small.safetensors", "--data", simulated.root, "--runs", tmp_path / "run1", tmp_path / "run2", *args, script=SCRIPTS / "average_weights.py")
+    done = average_runs("--share", "0.5", "--judge-batches", "2")
     assert done.returncode == 2 and "not trained on files [2]" in done.stderr and not (tmp_path / "out").exists(), done.stderr
-    done = call("--share", "0.25", "--judge-batches", "1")
+    done = average_runs("--share", "0.25", "--judge-batches", "1")
     assert done.returncode == 0 and "on 100 events kept back" in done.stdout and "share 0.25 taken" in done.stdout, done.stdout + done.stderr
     found, start, one, two = (dict(HierarchicalTransformer.load(x).named_parameters()) for x in (tmp_path / "out", WEIGHTS / "small.safetensors", tmp_path / "run1/last.safetensors", tmp_path / "run2/last.safetensors"))
     for name, x in found.items(): torch.testing.assert_close(x, 0.25 * start[name] + 0.375 * (one[name] + two[name]))
     assert not torch.equal(one["t2.head.3.weight"], two["t2.head.3.weight"])
-    done = call("--share", "0.5")
+    done = average_runs("--share", "0.5")
     assert done.returncode == 2 and "out exists and is not empty" in done.stderr, done.stderr
     saved = torch.load(tmp_path / "run2/state.pt", weights_only=True)
     torch.save({**saved, "finished": False}, tmp_path / "run2/state.pt")
-    done = call("--share", "0.25")
+    done = average_runs("--share", "0.25")
     assert done.returncode == 2 and "run2 has not ended" in done.stderr, done.stderr
 
 
