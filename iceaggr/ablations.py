@@ -41,7 +41,8 @@ class WithoutSource(HierarchicalTransformer):
         super().__init__(settings, geometry)
         silence(self.t2.encoder.source)
 
-def silence(layer:nn.Linear): # gives nothing, and learns nothing
+def silence(layer:nn.Linear):
+    "Makes a layer give nothing, and learn nothing."
     layer.weight.data.zero_()
     layer.weight.requires_grad_(False)
 

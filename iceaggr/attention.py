@@ -87,7 +87,9 @@ def block_bias(
 
 # %% ../nbs/06_attention.ipynb #eab01289
 @functools.cache
-def tile_bias(n:int, size:int, device) -> Tensor: return block_bias(np.arange(n * size) // size).to(device)   # n segments of one size
+def tile_bias(n:int, size:int, device) -> Tensor: # (n size, n size)
+    "The mask of a tile of n segments of one size."
+    return block_bias(np.arange(n * size) // size).to(device)
 
 def tile_groups(
     start:int, # first token

@@ -50,8 +50,12 @@ class FirstPulses(nn.Module):
 
 # %% ../nbs/12b_baselines.ipynb #eb868b9d
 class EarliestDOMs(EventTransformer):
-    "T2 over the DOMs of each event that were hit first."
-    def __init__(self, *args, n_doms:int=128, **kwargs):
+    "T2 over the DOMs of each event that were hit first; inputs and result are those of `EventTransformer`."
+    def __init__(self,
+        *args, # of EventTransformer
+        n_doms:int=128, # most DOMs of an event; later ones are dropped
+        **kwargs, # of EventTransformer
+    ):
         super().__init__(*args, **kwargs)
         self.n_doms = n_doms
 

@@ -215,6 +215,7 @@ def bench(args):
 
 # %% ../nbs/14_cli.ipynb #69821914
 def event_name(text:str): # event id or "brightest"
+    "What `--event` takes."
     if text == "brightest": return text
     try: number = int(text)
     except ValueError: raise argparse.ArgumentTypeError(f'{text!r} is neither a whole number nor "brightest"') from None
@@ -222,6 +223,7 @@ def event_name(text:str): # event id or "brightest"
     return number
 
 def device_name(text:str) -> str: # "cpu", "cuda", "cuda:1"
+    "What `--device` takes."
     import torch
     try: device = torch.device(text)
     except RuntimeError: device = None

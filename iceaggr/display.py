@@ -380,7 +380,9 @@ def _frame_panels(axes, view):
     limits, ticks = (-680, 680), [-500, 0, 500]
     axes[0].set(xlabel="x [m]", ylabel="y [m]", aspect="equal", xlim=limits, ylim=limits, xticks=ticks, yticks=ticks)
     axes[1].set(xlabel="x [m]", ylabel="z [m]", aspect="equal", xlim=limits, ylim=limits, xticks=ticks, yticks=ticks)
-    (low, high), margin = view.times, max(300, 0.15 * np.ptp(view.times))
+    seen = view.lit if len(view.lit) else view.doms                     # every lit DOM has a place
+    low, high = seen["first"].min(), seen["first"].max()
+    margin = max(300, 0.05 * (high - low))
     axes[2].set(xlabel="first pulse [ns]", ylabel="z [m]", xlim=(low - margin, high + margin), ylim=limits, yticks=ticks, box_aspect=1)
     axes[2].locator_params(axis="x", nbins=4)
 
@@ -408,7 +410,7 @@ def plot_event(pulses,            # of one event, as in `display_event`
             bar = fig.colorbar(points[-1], cax=axes[2].inset_axes([1.04, 0, 0.04, 1]), label="first pulse [ns]")
             bar.solids.set(rasterized=False, edgecolor="face", alpha=1)       # else a picture, not lines
         handles = [h for h in _legend(view)]
-        (fig if new else axes[0]).legend(handles=handles, frameon=False, **(dict(loc="outside lower center", ncols=5) if new else dict(loc="best")))
+        (fig if new else axes[0]).legend(handles=handles, frameon=False, **(dict(loc="outside lower center", ncols=min(len(handles), 6)) if new else dict(loc="best")))
     return fig
 
 # %% ../nbs/04_display.ipynb #3af493d8

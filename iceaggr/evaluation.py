@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from .data import IceCubeDataset
 from .direction import angles_to_vector, angular_error, vector_to_angles, vmf_quantile
+from .geometry import few
 from .reading import UNREADABLE, DataError, column_values, data_root, one_line, open_parquet, parquet_rows, replacing, write_skipped
 
 # %% ../nbs/12_evaluation.ipynb #4132e9e9
@@ -130,11 +131,6 @@ def event_truth(
     return table.merge(more, on=keys, how="left", validate="one_to_one" if len(keys) == 2 else "many_to_one")
 
 # %% ../nbs/12_evaluation.ipynb #0876afa4
-def _some(ids, n=5): # the first few of many
-    "Ids for an error message."
-    ids = list(ids)
-    return ", ".join(str(i) for i in ids[:n]) + (", ..." if len(ids) > n else "")
-
 def check_predictions(
     frame:pd.DataFrame,      # event_id, azimuth, zenith [rad] [, kappa] [, r68 [degrees]]
     name:str="predictions",  # for the messages
@@ -158,7 +154,7 @@ def check_predictions(
 def _check_ranges(frame, name):
     "Ids whole and unique, angles in radians, uncertainties positive."
     def refuse(bad, what):
-        if bad.any(): raise DataError(f"{name}: {what}: {bad.sum():,} rows, first events {_some(frame.event_id[bad])}")
+        if bad.any(): raise DataError(f"{name}: {what}: {bad.sum():,} rows, first events {few(frame.event_id[bad])}")
     ids = pd.to_numeric(frame.event_id)
     refuse(ids != np.floor(ids), "event_id is not a whole number")
     refuse(ids.duplicated(), "event_id is there more than once")
@@ -194,15 +190,15 @@ def event_errors(
     baseline:pd.DataFrame=None,  # event_id, azimuth, zenith of another method
 ) -> pd.DataFrame: # the columns of truth and error, predicted_*, offset_* [, kappa, r68] [, error_baseline, offset_*_baseline]
     "One row for each event that has a prediction."
-    if truth.event_id.duplicated().any(): raise DataError(f"truth: events are there twice: {_some(truth.event_id[truth.event_id.duplicated()])}")
+    if truth.event_id.duplicated().any(): raise DataError(f"truth: events are there twice: {few(truth.event_id[truth.event_id.duplicated()])}")
     table = truth[truth.event_id.isin(predictions.event_id)].reset_index(drop=True)
     for frame, name, ending in [(predictions, "predictions", ""), (baseline, "baseline", "_baseline")]:
         if frame is None: continue
         frame = check_predictions(frame, name)
         strange = frame.event_id[~frame.event_id.isin(truth.event_id)]
-        if not ending and len(strange): raise DataError(f"{name}: {len(strange):,} of {len(frame):,} events are not in the data: {_some(strange)}")
+        if not ending and len(strange): raise DataError(f"{name}: {len(strange):,} of {len(frame):,} events are not in the data: {few(strange)}")
         missing = table.event_id[~table.event_id.isin(frame.event_id)]
-        if len(missing): raise DataError(f"{name}: {len(missing):,} of {len(table):,} events are missing: {_some(missing)}")
+        if len(missing): raise DataError(f"{name}: {len(missing):,} of {len(table):,} events are missing: {few(missing)}")
         frame = frame.set_index("event_id").loc[table.event_id]
         error, across, down = _errors(frame, table)
         new = {"error": error, "offset_azimuth": across, "offset_zenith": down, "predicted_azimuth": frame.azimuth, "predicted_zenith": frame.zenith}
@@ -484,7 +480,7 @@ def _headline(metrics):
     "The first lines: what was measured, on what, against what."
     model, base, data = metrics["model"], metrics.get("line_fit"), metrics.get("data", {})
     batches = metrics.get("batches", [])
-    where = f"{metrics['n_events']:,} events" + (f" of {'batch' if len(batches) == 1 else 'batches'} {_some(batches, 12)}" if batches else "")
+    where = f"{metrics['n_events']:,} events" + (f" of {'batch' if len(batches) == 1 else 'batches'} {few(batches, 12)}" if batches else "")
     if data: where += f" of the data set {html.escape(data['name'])} ({html.escape(data['split'])} split)"
     text = f'<p class="lead">Mean angular error of the <b class="model">model {model["mean_degrees"]:.2f}°</b>'
     if base:
@@ -492,7 +488,7 @@ def _headline(metrics):
         word = f"{abs(gain['mean_degrees']):.2f} ± {gain['se_mean_degrees']:.2f}° {'better' if gain['mean_degrees'] >= 0 else 'WORSE'} than"
         text += f', {word} the <b class="base">line fit {base["mean_degrees"]:.2f}°</b> on the same events; the model is closer to the truth in {100 * gain["share_better"]:.0f} % of them'
     text += f'.</p><p class="soft">{where}.'
-    if metrics.get("n_missing"): text += f" <b>{metrics['n_missing']:,} events of these batches have no prediction and are not counted</b> (first: {_some(metrics['first_missing'])})."
+    if metrics.get("n_missing"): text += f" <b>{metrics['n_missing']:,} events of these batches have no prediction and are not counted</b> (first: {few(metrics['first_missing'])})."
     return text + "</p>"
 
 def _tiles(metrics):
@@ -609,7 +605,7 @@ def load_events(
     found = find_events(meta, predictions.event_id) if meta.is_file() else IceCubeDataset(root, split=split, on_bad_event=on_bad_event).event_table()    # no meta: the prepared form
     found = found[found.event_id.isin(predictions.event_id)]
     strange = predictions.event_id[~predictions.event_id.isin(found.event_id)]
-    if len(strange): raise DataError(f"{name}: {len(strange):,} of {len(predictions):,} events are not in the {split} split of {root}: {_some(strange)}")
+    if len(strange): raise DataError(f"{name}: {len(strange):,} of {len(predictions):,} events are not in the {split} split of {root}: {few(strange)}")
     dataset = IceCubeDataset(root, split=split, batch_ids=sorted(int(b) for b in found.batch_id.unique()), on_bad_event=on_bad_event)
     predictions = predictions[~predictions.event_id.isin(dataset.skipped.event_id) | predictions.event_id.isin(dataset.event_ids)]
     if not len(predictions): raise DataError(f"{root}: no event that was predicted can be used")
@@ -631,7 +627,7 @@ def evaluate_dataset(
     name = "predictions" if isinstance(predictions, pd.DataFrame) else str(predictions)
     predictions = (check_predictions if isinstance(predictions, pd.DataFrame) else read_predictions)(predictions, gaps=on_bad_event == "skip")
     events, missing, skipped = load_events(predictions, root, split, progress, name, on_bad_event)
-    if len(missing): warnings.warn(f"{name}: {len(missing):,} of {len(events) + len(missing):,} events of the same batches have no prediction: {_some(missing)}", stacklevel=2)
+    if len(missing): warnings.warn(f"{name}: {len(missing):,} of {len(events) + len(missing):,} events of the same batches have no prediction: {few(missing)}", stacklevel=2)
     metrics = metrics_of(events) | {"data": {"name": data_root(root).resolve().name, "split": split}, "n_missing": len(missing), "first_missing": missing[:5].tolist()}
     if out is not None and on_bad_event == "skip": write_skipped([skipped], Path(out) / "skipped.csv")
     if out is not None: write_report(metrics, make_figures(events, metrics), out, f"Evaluation of {Path(name).name}")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPEED_OF_LIGHT', 'N_STRINGS', 'DOMS_PER_STRING', 'N_SENSORS', 'FIRST_DEEPCORE_STRING', 'ORIGIN_DEPTH', 'DUST_LAYER',
-           'HIGH_EFFICIENCY', 'nominal_strings', 'nominal_depths', 'nominal_positions', 'read_sensor_csv',
+           'HIGH_EFFICIENCY', 'nominal_strings', 'nominal_depths', 'nominal_positions', 'few', 'read_sensor_csv',
            'read_graphnet', 'default_efficiency', 'Geometry', 'load_geometry', 'sensors_at', 'ice_optics',
            'plot_top_view', 'plot_side_view', 'plot_ice', 'string_lines', 'plot_detector_3d']
 
@@ -64,10 +64,13 @@ def nominal_positions() -> np.ndarray: # (5160, 3) x, y, z [m]
     return np.concatenate([xy, z[..., None]], axis=-1).reshape(N_SENSORS, 3)
 
 # %% ../nbs/00_geometry.ipynb #7483dcdb
-def _some(ids, n=5):
+def few(
+    values, # anything
+    n:int=5, # so many in full
+) -> str:
     "The first few of a list, for a message."
-    ids = [int(i) for i in ids]
-    return ", ".join(map(str, ids[:n])) + (f" and {len(ids) - n} more" if len(ids) > n else "")
+    values = [str(int(v) if isinstance(v, (float, np.floating)) and v == int(v) else v) for v in values]
+    return ", ".join(values[:n]) + (f" and {len(values) - n} more" if len(values) > n else "")
 
 def _check_columns(table, columns, path):
     missing = [c for c in columns if c not in table.columns]
@@ -79,7 +82,7 @@ def _number(table, column, path) -> np.ndarray: # (rows,) float64
     values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        raise ValueError(f"{path}: column {column} is not a finite number in row {_some(table.index[bad])} (counted from 0)")
+        raise ValueError(f"{path}: column {column} is not a finite number in row {few(table.index[bad])} (counted from 0)")
     return values
 
 def _efficiency(table, column, path) -> np.ndarray: # (rows,) float64
@@ -87,7 +90,7 @@ def _efficiency(table, column, path) -> np.ndarray: # (rows,) float64
     values = _number(table, column, path)
     bad = np.flatnonzero(values < 0)
     if len(bad):
-        raise ValueError(f"{path}: column {column} is negative in row {_some(table.index[bad])} (counted from 0); write 0 for a dead DOM")
+        raise ValueError(f"{path}: column {column} is negative in row {few(table.index[bad])} (counted from 0); write 0 for a dead DOM")
     return values
 
 # %% ../nbs/00_geometry.ipynb #ee224b94
@@ -98,14 +101,14 @@ def _check_ids(ids, path) -> np.ndarray: # (5160,) int64
     if len(outside):
         raise ValueError(f"{path}: column sensor_id must hold whole numbers from 0 to {N_SENSORS - 1}, found {outside[:5].tolist()}")
     if (count > 1).any():
-        raise ValueError(f"{path}: column sensor_id: {_some(unique[count > 1])} given more than once")
+        raise ValueError(f"{path}: column sensor_id: {few(unique[count > 1])} given more than once")
     missing = np.setdiff1d(np.arange(N_SENSORS), unique)
     if len(missing):
-        raise ValueError(f"{path}: column sensor_id: {_some(missing)} missing; the {N_SENSORS} sensors of IceCube-86 are needed")
+        raise ValueError(f"{path}: column sensor_id: {few(missing)} missing; the {N_SENSORS} sensors of IceCube-86 are needed")
     return ids.astype(np.int64)
 
 def read_sensor_csv(path) -> pd.DataFrame: # 5160 rows in order of sensor_id: x, y, z, and efficiency where the file has it
-    "Read and check a table in the layout of Kaggle's `sensor_geometry.csv`."
+    "Read and check a table in the layout of Kaggle's `sensor_geometry.csv`. ValueError names the file, the column and the rows or sensors at fault."
     try:
         table = pd.read_csv(path).reset_index(drop=True)
     except FileNotFoundError:
@@ -146,7 +149,7 @@ def _place_graphnet(table, ids, path):
     found = np.zeros((N_STRINGS, DOMS_PER_STRING), bool)
     found.flat[ids] = True
     if not found.any(1).all():
-        raise ValueError(f"{path}: column string: no DOM of string {_some(np.flatnonzero(~found.any(1)) + 1)}")
+        raise ValueError(f"{path}: column string: no DOM of string {few(np.flatnonzero(~found.any(1)) + 1)}")
     nominal = nominal_positions()
     out = {}
     for i, c in enumerate("xyz"):
@@ -235,7 +238,7 @@ class Geometry:
 # %% ../nbs/00_geometry.ipynb #301d885e
 def load_geometry(path=None # None: the nominal detector; a data folder, a .csv, a .parquet in GraphNeT's layout, or the .safetensors of a model
                  ) -> Geometry:
-    "The detector from wherever it is described."
+    "The detector from wherever it is described. ValueError names the file and what is wrong with it."
     if path is None: return Geometry.nominal()
     path = Path(path)
     if path.is_dir(): path = path / "sensor_geometry.csv"

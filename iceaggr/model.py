@@ -256,10 +256,12 @@ def read_weights(
     return json.loads(header["settings"]), state
 
 # %% ../nbs/10_model.ipynb #df641444
-def pretrained_folder() -> Path: # of the weights that come with the package
+def pretrained_folder() -> Path:
+    "Folder of the weights that come with the package."
     return Path(iceaggr.__file__).parent / "pretrained"
 
-def pretrained_names() -> str: # for messages
+def pretrained_names() -> str:
+    "Names of the weights that come with the package, for messages."
     return ", ".join(sorted(p.stem for p in pretrained_folder().glob("*.safetensors"))) or "none in this version; train one with `iceaggr train`"
 
 def pretrained_path(

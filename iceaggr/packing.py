@@ -210,7 +210,7 @@ class PackedBatches(torch.utils.data.Dataset):
     "Packed batches of a data set, for `DataLoader(PackedBatches(dataset, lists), batch_size=None, num_workers=..., pin_memory=...)`."
     def __init__(self,
         dataset, # IceCubeDataset in either form; open files do not travel to worker processes
-        batches, # lists of indices, as of `EventBatchSampler`; one of which nothing is wanted gives None
+        batches, # lists of indices, as of `EventBatchSampler`; an empty one gives None
         max_seq_len=512, # L or "auto"
         change=None, # function of a batch, applied to each
         share=None, # function from the pulses of the events of a batch to the places of those wanted, such as `fair_share` gives

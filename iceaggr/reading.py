@@ -6,7 +6,7 @@
 __all__ = ['PULSE_COLUMNS', 'META_COLUMNS', 'TARGET_COLUMNS', 'MAX_TIME', 'MAX_CHARGE', 'CHUNK_ROWS', 'BLOCK_PULSES',
            'ON_BAD_EVENT', 'MISSING', 'UNREADABLE', 'SKIPPED_COLUMNS', 'DataError', 'one_line', 'replacing',
            'data_root', 'batch_files', 'in_prepared_form', 'find_batches', 'open_parquet', 'parquet_rows',
-           'column_values', 'wanted_groups', 'adjoining', 'read_meta', 'check_meta', 'few', 'refuse', 'all_batches',
+           'column_values', 'wanted_groups', 'adjoining', 'read_meta', 'check_meta', 'refuse', 'all_batches',
            'promised_files', 'ranges', 'cut_batches', 'dom_order', 'late_pulses', 'describe_doms',
            'event_time_reference', 'Pulses', 'join_hits', 'check_pulses', 'group_starts', 'groups_of_rows',
            'read_pulses', 'PulseBlocks', 'EventRows', 'bad_pulses', 'find_bad_events', 'events_without_meta',
@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from .geometry import N_SENSORS
+from .geometry import N_SENSORS, few
 
 # %% ../nbs/01a_reading.ipynb #4c7b8216
 PULSE_COLUMNS = ("event_id", "sensor_id", "time", "charge", "auxiliary")                         # of a batch file
@@ -48,7 +48,9 @@ class DataError(ValueError):
         super().__init__(message)
         self.column = column
 
-def one_line(error:Exception) -> str: return " ".join(str(error).split())                        # pyarrow's messages have several
+def one_line(error:Exception) -> str:
+    "The message of an error in one line; pyarrow's have several."
+    return " ".join(str(error).split())
 
 @contextmanager
 def replacing(
@@ -77,7 +79,7 @@ def batch_files(
     root, # folder of the data set
     split:str="train", # or "test"
 ) -> dict: # batch number -> path, by number
-    "The batch files of a split: Parquet, or the event tables of the prepared form."
+    "The batch files of a split: Parquet, or the event tables of the prepared form. DataError where the folder is missing or two files have one number."
     if split not in ("train", "test"): raise DataError(f'there is no split {split!r}: use "train" or "test"')
     folder = data_root(root) / split
     if not folder.is_dir(): raise DataError(f"{folder}: no such folder; the batch files of the {split} split should be in it")
@@ -106,7 +108,7 @@ def open_parquet(
     path:Path,
     columns, # names that it must have
 ) -> pq.ParquetFile:
-    "Open a Parquet file and check its columns and their types."
+    "Open a Parquet file and check its columns and their types. DataError names the file and the column."
     try: file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
     except FileNotFoundError: raise DataError(f"{path}: no such file; get it again, or choose other files with batch_ids") from None
     except UNREADABLE as e: raise DataError(f"{path}: not a Parquet file, or cut short ({one_line(e)}); get it again") from None
@@ -200,7 +202,7 @@ def check_meta(
     batch_ids, # wanted files
     skip:bool=False, # as for `read_meta`; then `bad_pulses` looks for ranges that overlap, and for events that are there twice
 ) -> pd.DataFrame: # in order of batch_ids
-    "Check the rows of a meta table and put them in order of the files."
+    "Check the rows of a meta table and put them in order of the files. DataError names the column and the first event at fault; with `skip` they are noted in the table."
     place = pd.Series(np.arange(len(batch_ids) + 1), index=[*batch_ids, MISSING])[meta.batch_id].to_numpy()
     if (np.diff(place) < 0).any(): meta = meta.iloc[np.argsort(place, kind="stable")].reset_index(drop=True)
     missing = sorted(set(batch_ids) - set(meta.batch_id.unique()))
@@ -220,14 +222,6 @@ def check_meta(
 
 
 # %% ../nbs/01a_reading.ipynb #04d7b622
-def few(
-    values, # anything
-    n:int=5, # so many in full
-) -> str:
-    "The first few of a list, for a message."
-    values = [str(v) for v in values]
-    return ", ".join(values[:n]) + (f" and {len(values) - n} more" if len(values) > n else "")
-
 def refuse(
     meta:pd.DataFrame, # events
     bad, # (k,) bool: which of them are at fault
@@ -486,7 +480,7 @@ def read_pulses(
     last, # (k,) and last row
     progress=None, # called with the number of rows of each piece
 ) -> Pulses: # events in the order of event_id
-    "Decode, check and sort the pulses of some events of a batch file."
+    "Decode, check and sort the pulses of some events of a batch file. DataError names the file, the column and the event or row at fault."
     file, order = open_parquet(path, PULSE_COLUMNS), np.argsort(first, kind="stable")
     event_id, first, last = event_id[order], first[order], last[order]
     if last[-1] >= file.metadata.num_rows:

@@ -201,7 +201,8 @@ def pool_operations(
     "What attention pooling needs: values of all tokens, and logits where there is more than one; the weighted mean is no matrix product."
     return 2 * d_model ** 2 * int(lengths.sum()) + 2 * d_model * n_queries * int(lengths[lengths > 1].sum())
 
-def linear_operations(layer:nn.Linear, rows:int) -> int: # two for a multiplication and an addition
+def linear_operations(layer:nn.Linear, rows:int) -> int:
+    "Operations of a linear layer: two for a multiplication and an addition."
     return 2 * rows * layer.in_features * layer.out_features
 
 # %% ../nbs/12a_reference.ipynb #30a33673

@@ -5,24 +5,24 @@
 # %% auto #0
 __all__ = ['KINDS', 'MIXES', 'RADIUS', 'HALF_HEIGHT', 'LEAD', 'NUCLEON_MASS', 'EARTH_RADIUS', 'ENERGY_GRID', 'DOUBLE_ENERGY',
            'ION_LOSS', 'HARD', 'SOFT', 'MAX_LENGTH', 'CLEARER', 'PHASE_INDEX', 'GROUP_INDEX', 'COS_C', 'SIN_C', 'TAN_C',
-           'LIGHT_PER_METRE', 'NEAR', 'NEAR_POINT', 'METRES_PER_GEV', 'SECONDARIES', 'SCATTERING_SCALE',
-           'ABSORPTION_SCALE', 'FORWARD', 'CASCADE_SHAPE', 'CONE_WIDTH', 'CASCADE_NORM', 'CASCADE_MEAN', 'LEAN',
-           'ACCEPTANCE', 'TRACK_ACCEPTANCE', 'PANDEL_LAMBDA', 'PANDEL_TAU', 'ONSET', 'SMALL_ANGLE', 'PANDEL_ICE',
-           'JITTER', 'MAX_PE', 'MAX_DRAWN', 'MIN_MU', 'END_FADE', 'TURNED', 'TAU_LENGTH', 'BUNDLE_WIDTH', 'NOISE_RATE',
-           'NOISE_FOLLOWERS', 'NOISE_GAP', 'LATE_SHARE', 'AFTER_PULSES', 'SPE', 'CHARGE_STEP', 'LAUNCH', 'THRESHOLD',
-           'STAMP', 'MERGE', 'FINE', 'COARSE', 'HLC_WINDOW', 'SMT', 'SMT_WINDOW', 'BEFORE', 'AFTER', 'TRIGGER_TIME',
-           'SPAN', 'CHUNK', 'TRUTH_COLUMNS', 'CANDIDATES', 'BRIGHT', 'DEAD_DOMS', 'VERSION', 'SimulationSettings',
-           'power_law', 'isotropic', 'tilt', 'atmospheric_weight', 'atmospheric', 'came_from', 'cylinder_entry',
-           'sample_neutrinos', 'sample_energies', 'sample_bundles', 'loss_rates', 'propagate_muons', 'muon_length',
-           'LayeredIce', 'diffusion_lengths', 'near_light', 'point_fluence', 'track_fluence', 'cascade_profile',
-           'dom_acceptance', 'track_time', 'pandel_scale', 'small_angle_delay', 'track_delay', 'cascade_delay',
-           'Detector', 'dot', 'pairs_within', 'point_pairs', 'track_pairs', 'shower_maximum', 'cascade_expectation',
-           'cascade_light', 'draw_photons', 'muon_light', 'hadronic_light', 'event_light', 'tau_decays', 'muons_light',
-           'noise_hits', 'spe_charge', 'late_pulses', 'window_starts', 'find_launches', 'local_coincidence',
-           'smt_trigger', 'pulse_starts', 'saturated', 'read_out', 'detect', 'bright_neutrino', 'bright_event',
-           'truth_table', 'triggered_events', 'simulate_chunk', 'make_detector', 'simulate_events', 'pulse_frame',
-           'chunks_in_order', 'write_table', 'write_batch', 'claim_folder', 'write_settings', 'simulate_dataset',
-           'write_batches', 'demo_dataset']
+           'LIGHT_PER_METRE', 'NEAR', 'NEAR_POINT', 'METRES_PER_GEV', 'SECONDARIES', 'ABSORPTION_SCALE', 'FORWARD',
+           'CASCADE_SHAPE', 'CONE_WIDTH', 'CASCADE_NORM', 'CASCADE_MEAN', 'LEAN', 'ACCEPTANCE', 'TRACK_ACCEPTANCE',
+           'PANDEL_LAMBDA', 'PANDEL_TAU', 'ONSET', 'SMALL_ANGLE', 'PANDEL_ICE', 'JITTER', 'MAX_PE', 'MAX_DRAWN',
+           'MIN_MU', 'END_FADE', 'TURNED', 'TAU_LENGTH', 'BUNDLE_WIDTH', 'NOISE_RATE', 'NOISE_FOLLOWERS', 'NOISE_GAP',
+           'LATE_SHARE', 'AFTER_PULSES', 'SPE', 'CHARGE_STEP', 'LAUNCH', 'THRESHOLD', 'STAMP', 'MERGE', 'FINE',
+           'COARSE', 'HLC_WINDOW', 'SMT', 'SMT_WINDOW', 'BEFORE', 'AFTER', 'TRIGGER_TIME', 'SPAN', 'CHUNK',
+           'TRUTH_COLUMNS', 'CANDIDATES', 'BRIGHT', 'DEAD_DOMS', 'VERSION', 'SimulationSettings', 'power_law',
+           'isotropic', 'tilt', 'atmospheric_weight', 'atmospheric', 'came_from', 'cylinder_entry', 'sample_neutrinos',
+           'sample_energies', 'sample_bundles', 'loss_rates', 'propagate_muons', 'muon_length', 'LayeredIce',
+           'diffusion_lengths', 'near_light', 'point_fluence', 'track_fluence', 'cascade_profile', 'dom_acceptance',
+           'track_time', 'pandel_scale', 'small_angle_delay', 'track_delay', 'cascade_delay', 'Detector', 'dot',
+           'pairs_within', 'point_pairs', 'track_pairs', 'shower_maximum', 'cascade_expectation', 'cascade_light',
+           'draw_photons', 'muon_light', 'hadronic_light', 'event_light', 'tau_decays', 'muons_light', 'noise_hits',
+           'spe_charge', 'late_pulses', 'window_starts', 'find_launches', 'local_coincidence', 'smt_trigger',
+           'pulse_starts', 'saturated', 'read_out', 'detect', 'bright_neutrino', 'bright_event', 'truth_table',
+           'triggered_events', 'simulate_chunk', 'make_detector', 'simulate_events', 'pulse_frame', 'chunks_in_order',
+           'write_table', 'write_batch', 'claim_folder', 'write_settings', 'simulate_dataset', 'write_batches',
+           'demo_dataset']
 
 # %% ../nbs/03_simulation.ipynb #81460296
 import json, math, multiprocessing, os, shutil, sys, tempfile, zlib
@@ -277,16 +277,16 @@ class LayeredIce:
 # %% ../nbs/03_simulation.ipynb #cdce9300
 PHASE_INDEX, GROUP_INDEX = 1.32, 1.36
 COS_C = 1 / PHASE_INDEX; SIN_C = math.sqrt(1 - COS_C**2); TAN_C = SIN_C / COS_C  # Cherenkov angle: 41 degrees
-LIGHT_PER_METRE = 80.0  # C [m]: photo-electrons per metre of bare muon, square metre of DOM and unit of fluence
+LIGHT_PER_METRE = 80.0  # C [m]: photons per metre of bare muon, times area and efficiency of a DOM
 NEAR, NEAR_POINT = (0.15, 12.0), (0.25, 35.0)  # more light than the closed forms have, at a track or a point, and how far it reaches [m]
 METRES_PER_GEV = 6.0  # of bare muon, for an electromagnetic cascade; 5.3 by theory, this by the light of cascades against that of tracks in PPC events
 SECONDARIES = 0.29 / 5.3  # GeV/m of the muon's small secondaries that becomes light
-SCATTERING_SCALE, ABSORPTION_SCALE = 1.0, 0.70  # of the ice lengths in the expectation
+ABSORPTION_SCALE = 0.70  # of the absorption length in the expectation
 
 
 def diffusion_lengths(lam_e, lam_a): # lambda_c, lambda_p [m]
     "Lengths of the change to diffusion and of its decay."
-    lam_e, lam_a = SCATTERING_SCALE * lam_e, ABSORPTION_SCALE * lam_a
+    lam_a = ABSORPTION_SCALE * lam_a
     return lam_e / (3 * np.exp(-lam_e / lam_a)), np.sqrt(lam_a * lam_e / 3)
 
 
@@ -426,7 +426,9 @@ class Detector:
         return np.interp(np.log(np.maximum(metres, 1e-9)), np.log(MIN_MU / mu), self.reach_table[0])
 
 # %% ../nbs/03_simulation.ipynb #ab5a0fc3
-def dot(a, b): return np.einsum("...i,...i->...", a, b)  # (...) of (..., 3) and (..., 3)
+def dot(a, b): # (...) of (..., 3) and (..., 3)
+    "Scalar products."
+    return np.einsum("...i,...i->...", a, b)
 
 
 def pairs_within(

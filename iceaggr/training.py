@@ -636,7 +636,8 @@ class LiveCurves:
         if self.figure is None: self.figure = display(image, display_id=True)
         else: self.figure.update(image)
 
-def in_notebook() -> bool: # where figures can be shown; without importing IPython
+def in_notebook() -> bool:
+    "Whether figures can be shown here; found out without importing IPython."
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return getattr(shell, "kernel", None) is not None
 

@@ -191,6 +191,7 @@ def test_bad_events_do_not_reach_other_processes(sound, tmp_path):
     assert same_events(pickle.loads(pickle.dumps(ds)), sound)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "This DataLoader will create")                # on a machine with one core
         lists = list(EventBatchSampler(ds, 4, seed=1))
         loader = torch.utils.data.DataLoader(PackedBatches(ds, lists), batch_size=None, num_workers=2)
         found = [i for batch in loader for i in batch["metadata"]["event_ids"].tolist()]
