@@ -7,7 +7,6 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 DATA := data/demo
 RUN := runs/demo
-WEIGHTS := iceaggr/pretrained/small.safetensors
 MINUTES ?= 4
 
 .PHONY: install demo test notebooks readme docs clean slow audit constraints
@@ -24,10 +23,10 @@ install: .venv/.installed
 
 # Each step takes up what an earlier run left: a complete data set is kept, a run is resumed (a finished one is left as it is).
 demo: install
-	$(BIN)/iceaggr simulate --events 20000 --geometry $(WEIGHTS) --out $(DATA)
+	$(BIN)/iceaggr simulate --events 20000 --geometry small --out $(DATA)
 	$(BIN)/iceaggr train --data $(DATA) --out $(RUN) --preset small --minutes $(MINUTES) $$(test -f $(RUN)/settings.json && echo --resume)
 	$(BIN)/iceaggr predict --run $(RUN) --data $(DATA) --batches last --out $(RUN)/predictions.parquet
-	$(BIN)/iceaggr predict --run $(WEIGHTS) --data $(DATA) --batches last --out $(RUN)/pretrained/predictions.parquet
+	$(BIN)/iceaggr predict --run small --data $(DATA) --batches last --out $(RUN)/pretrained/predictions.parquet
 	@echo "the model trained here:"
 	@$(BIN)/iceaggr evaluate --predictions $(RUN)/predictions.parquet --data $(DATA) --out $(RUN)
 	@echo "the model that comes with the package:"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAPPED_FILES', 'IceCubeDataset', 'choose_files', 'select_events', 'split_batches', 'left_out', 'EventBatchSampler',
-           'tables_of_file', 'prepare_batch', 'check_prepared', 'prepare', 'promised_rows']
+           'tables_of_file', 'prepare_batch', 'check_prepared', 'prepare', 'refuse_others', 'promised_rows']
 
 # %% ../nbs/02_data.ipynb #d779b861
 import json
@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from .geometry import load_geometry
 from .prepared import PARTS, is_prepared, join_prepared, map_arrow, named_bad_events, open_prepared, part_path, prepared_tables, read_prepared_events, source_facts, write_prepared
-from .reading import (META_COLUMNS, MISSING, ON_BAD_EVENT, PULSE_COLUMNS, SKIPPED_COLUMNS, TARGET_COLUMNS, UNREADABLE, DataError, PulseBlocks, Pulses, all_batches, batch_files, cut_batches,
+from .reading import (META_COLUMNS, MISSING, ON_BAD_EVENT, OTHER_FILES, PULSE_COLUMNS, SKIPPED_COLUMNS, TARGET_COLUMNS, UNREADABLE, DataError, PulseBlocks, Pulses, all_batches, batch_files, cut_batches,
                              data_root, events_without_meta, few, find_bad_events, in_prepared_form, join_hits, open_parquet, promised_files, ranges, read_meta, read_pulses, replacing, sound_pulses, write_skipped)
 
 # %% ../nbs/02_data.ipynb #c845ac8f
@@ -184,7 +184,7 @@ def choose_files(
     if len(set(ids)) < len(ids): raise DataError(f"batch_ids names a file twice: {few(ids)}")
     missing = [b for b in ids if b not in files]
     if missing and known: missing = sorted(set(missing) - set(known()))
-    if missing: raise DataError(f"{folder}: no file of batch {few(missing)}; it has {len(files)} files" + (f", {few(files)}" if files else "") + ": get the missing ones, or choose others with batch_ids")
+    if missing: raise DataError(f"{folder}: no file of batch {few(missing)}; it has {len(files)} files" + (f", {few(files)}" if files else "") + ": get the missing ones, or {OTHER_FILES}")
     return ids
 
 def select_events(
@@ -324,14 +324,15 @@ def prepare(
     if out.resolve() == root.resolve(): raise DataError(f"{out}: the prepared form needs a folder of its own")
     files = batch_files(root, split)
     if in_prepared_form(files): raise DataError(f"{root}: is in the prepared form already")
+    skip = on_bad_event == "skip"
+    if batch_ids is None and files: batch_ids = all_batches(root, split, skip)
+    wanted = choose_files(files, batch_ids, root / split, (lambda: all_batches(root, split, True)) if skip else None)
+    refuse_others(root, out, split, [b for b in wanted if b in files])
+    load_geometry(root if (root / "sensor_geometry.csv").exists() else None)              # refuses a geometry with faults
     (out / split).mkdir(parents=True, exist_ok=True)
     for name in ("sensor_geometry.csv", "truth.parquet"):                                 # small tables that belong to the data set
         if (root / name).exists():
             with replacing(out / name) as part: shutil.copyfile(root / name, part)
-    load_geometry(root if (root / "sensor_geometry.csv").exists() else None)              # refuses a geometry with faults
-    skip = on_bad_event == "skip"
-    if batch_ids is None and files: batch_ids = all_batches(root, split, skip)
-    wanted = choose_files(files, batch_ids, root / split, (lambda: all_batches(root, split, True)) if skip else None)
     with replacing(out / f"{split}_files.json") as part: part.write_text(json.dumps(sorted({*promised_files(out, split), *wanted})))      # until they are there, what is there is not all
     ends = np.cumsum([promised_rows(files.get(b), skip) for b in wanted])
     with tqdm(total=int(ends[-1]), desc="prepare", unit=" pulses", unit_scale=True, disable=not progress) as bar:
@@ -346,6 +347,20 @@ def prepare(
         others = [named_bad_events(path) for s in ("train", "test") if (out / s).is_dir() for b, path in batch_files(out, s).items() if s != split or b not in wanted]
         write_skipped([made.skipped, *others], out / "skipped.csv")
     return out
+
+def refuse_others(
+    root:Path, out:Path, split:str, # as for `prepare`
+    batch_ids, # files that are to be prepared
+):
+    "DataError if `out` has a prepared file with events that the file of `root` does not have: it belongs to another data set."
+    for b in batch_ids:
+        path = out / split / f"batch_{b}.events.arrow"
+        try: old = map_arrow(path)["event_id"].to_numpy() if path.exists() else []
+        except DataError: continue                                                        # damaged: it is made anew
+        if not len(old) or is_prepared(path, source_facts(root, split, batch_files(root, split)[b]), True): continue
+        try: new = read_meta(root / f"{split}_meta.parquet", [b], targets=False, skip=True).event_id
+        except DataError: continue                                                        # said when it is read for good
+        if len(strange := np.setdiff1d(old, new)): raise DataError(f"{path}: holds events that {root} does not have, such as {strange[0]}: it was prepared from another data set, choose another folder")
 
 def promised_rows(path, skip:bool) -> int:
     "Rows of a batch file, for the progress bar; with skip 0 for one that cannot be read."

@@ -79,6 +79,7 @@ def _vector(angles, what):
     "(azimuth, zenith) as a unit vector."
     angles = torch.as_tensor(angles, dtype=torch.float64).detach().cpu().flatten()
     if len(angles) != 2 or not torch.isfinite(angles).all(): raise ValueError(f"{what}: needs finite (azimuth, zenith) [rad], got {angles.tolist()}")
+    if not -1e-6 <= angles[1] <= np.pi + 1e-6: raise ValueError(f"{what}: the zenith {angles[1]:g} is outside [0, pi]: (azimuth, zenith) in radians")
     return angles_to_vector(angles[0], angles[1])
 
 # %% ../nbs/04_display.ipynb #7526731a
@@ -394,7 +395,7 @@ def plot_event(pulses,            # of one event, as in `display_event`
                kappa=None,        # concentration of the prediction; draws the 68 % cone
                title=None,        # None: a line of figures; "": none
                axes=None,         # three matplotlib axes, or None for a new figure
-               figsize=(7.2, 2.8), # of a new figure [inch]
+               figsize=(7.2, 2.6), # of a new figure [inch]
               ): # matplotlib figure
     "An event from above, from the side, and in time."
     import matplotlib.pyplot as plt
@@ -438,10 +439,10 @@ def _hull(points):
 
 def _draw_paths(ax, view, plane):
     "The flight paths in one panel, with arrow heads, and the cones of predictions."
-    for a in reversed(view.arrows):
+    for a in view.arrows:                                                            # the truth first, and wider: a prediction on top of it is still seen
         start, end = flight_path(view.centre, a.direction)[:, plane]
         if a.radius is not None: ax.fill(*_hull(cone_corners(view.centre, a)[:, plane]).T, color=a.colour, alpha=0.2, lw=0)
-        ax.plot(*np.stack([start, end], 1), "--" if a.dash == "dash" else "-", color=a.colour, lw=1)
+        ax.plot(*np.stack([start, end], 1), "--" if a.dash == "dash" else "-", color=a.colour, lw=1 if a.dash == "dash" else 1.8)
         ax.annotate("", end, start + 0.98 * (end - start), arrowprops=dict(arrowstyle="-|>", color=a.colour, lw=0, mutation_scale=9))
 
 # %% ../nbs/04_display.ipynb #db70608c

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['BINS', 'LABELS', 'COVERAGES', 'CAPTIONS', 'line_fit', 'read_chunks', 'line_fit_events', 'fill_gaps', 'event_truth',
            'check_predictions', 'read_predictions', 'event_errors', 'bootstrap', 'summary', 'binned', 'pulls',
-           'likelihood_scale', 'calibration', 'metrics_of', 'evaluate', 'plot_errors', 'plot_binned', 'plot_types',
-           'plot_calibration', 'plot_angles', 'plain', 'png_bytes', 'make_figures', 'report_html', 'write_report',
-           'find_events', 'load_events', 'evaluate_dataset']
+           'likelihood_scale', 'calibration', 'metrics_of', 'evaluate', 'plot_errors', 'plot_binned', 'kind_name',
+           'plot_types', 'plot_calibration', 'plot_angles', 'plain', 'png_bytes', 'make_figures', 'report_html',
+           'write_report', 'find_events', 'load_events', 'evaluate_dataset']
 
 # %% ../nbs/12_evaluation.ipynb #7cffbfd1
 import base64
@@ -158,8 +158,8 @@ def _check_ranges(frame, name):
     ids = pd.to_numeric(frame.event_id)
     refuse(ids != np.floor(ids), "event_id is not a whole number")
     refuse(ids.duplicated(), "event_id is there more than once")
-    refuse((frame.zenith < -1e-6) | (frame.zenith > math.pi + 1e-6), "zenith is outside [0, pi]; angles are in radians")
-    refuse(frame.azimuth.abs() > 2 * math.pi + 1e-6, "azimuth is outside [0, 2 pi]; angles are in radians")
+    refuse((frame.zenith < -1e-6) | (frame.zenith > math.pi + 1e-6), "zenith is outside [0, pi]; angles are in radians, and azimuth and zenith must not be swapped")
+    refuse(frame.azimuth.abs() > 2 * math.pi + 1e-6, "azimuth is outside [-2 pi, 2 pi]; angles are in radians")
     if "kappa" in frame: refuse(frame.kappa < 0, "kappa is negative")
     if "r68" in frame: refuse((frame.r68 < 0) | (frame.r68 > 180), "r68 is outside [0, 180] degrees")
 
@@ -365,13 +365,19 @@ def plot_binned(
     for i, (a, r) in enumerate(zip(x, rows)):
         ax.annotate(f"{r['n']:,}", (a, 1), xycoords=("data", "axes fraction"), xytext=(0, -3 - 9 * (i % 2)), textcoords="offset points", ha="center", va="top", fontsize=7, color="grey")
     low = min(r[k]["p16"] for r in rows for k in ("model", "line_fit") if k in r)
-    ax.set(yscale="log", ylim=(max(0.8 * low, 0.02), 400), xlabel=LABELS[quantity], ylabel="angular error [degrees]", xscale="linear" if quantity == "zenith" else "log")
+    ax.set(yscale="log", ylim=(max(0.8 * low, 0.02), 180), xlabel=LABELS[quantity], ylabel="angular error [degrees]", xscale="linear" if quantity == "zenith" else "log")
     _plain_log(ax.yaxis, (1, 3))
     if quantity != "zenith": _plain_log(ax.xaxis, (1, 2, 5) if x[-1] < 200 * x[0] else (1,))
     fig.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     return fig
 
 # %% ../nbs/12_evaluation.ipynb #3fb5d699
+def kind_name(
+    name:str, # of a kind of event, as in truth.parquet
+) -> str:
+    "Its name in words."
+    return {"track_through": "through-going track", "track_starting": "starting track"}.get(name, name.replace("_", " "))
+
 def plot_types(
     metrics:dict, # of `evaluate`, with types
 ): # matplotlib Figure
@@ -385,7 +391,7 @@ def plot_types(
             ax.barh(y, q["median"], 0.32, color=_COLOURS[key], label=f"{_NAMES[key]}" if i == 0 else None)
             ax.plot([q["mean"]] * 2, [y - 0.16, y + 0.16], color="k", lw=1.5, label="mean" if i == j == 0 else None)
             ax.text(max(q["mean"], q["median"]), y, f"  {q['median']:.1f}° (mean {q['mean']:.1f}°)", va="center", fontsize=8)
-    ax.set_yticks(range(len(rows)), [f"{r['name'].replace('_', ' ')}\n{r['n']:,} events" for r in rows]); ax.invert_yaxis(); ax.grid(axis="y", alpha=0)
+    ax.set_yticks(range(len(rows)), [f"{kind_name(r['name'])}\n{r['n']:,} events" for r in rows]); ax.invert_yaxis(); ax.grid(axis="y", alpha=0)
     ax.set(xlabel="median angular error [degrees]", xlim=(0, 1.35 * max(max(r[k]["mean"], r[k]["median"]) for r in rows for k in keys))); ax.legend(fontsize=8, loc="lower right")
     return fig
 
@@ -426,7 +432,7 @@ def plot_angles(
         *_, image = ax.hist2d(x, np.remainder(y, 360) if name == "azimuth" else y, bins=60, range=[[0, end], [0, end]], norm=LogNorm(), cmap="viridis")
         ax.plot([0, end], [0, end], "r:", lw=1)
         ax.set(xlabel=f"true {name} [degrees]", ylabel=f"predicted {name} [degrees]", xticks=range(0, end + 1, end // 6), yticks=range(0, end + 1, end // 6), aspect="equal")
-        fig.colorbar(image, ax=ax, label="events", shrink=0.85)
+        _plain_log(fig.colorbar(image, ax=ax, label="events", shrink=0.85).ax.yaxis)
     return fig
 
 # %% ../nbs/12_evaluation.ipynb #9ec01da7
@@ -459,13 +465,13 @@ def _summary_table(metrics):
     pm = lambda m, k, d=2: f"{m[k]:.{d}f} ± {m['se_' + k]:.{d}f}"
     rows = [(_NAMES[k], pm(m, "mean_degrees"), pm(m, "mean_rad", 4), pm(m, "median_degrees"), pm(m, "p68_degrees"), pm(m, "bias_azimuth_degrees"), pm(m, "bias_zenith_degrees"))
             for k in ("model", "line_fit") if (m := metrics.get(k))]
-    return _table(["", "mean [°]", "mean [rad]", "median [°]", "68 % [°]", "bias across [°]", "bias in zenith [°]"], rows)
+    return _table(["", "mean [°]", "mean [rad]", "median [°]", "68 % below [°]", "bias across [°]", "bias in zenith [°]"], rows)
 
 def _bin_name(row, quantity):
     "The name of a bin."
-    if "name" in row: return row["name"].replace("_", " ")
+    if "name" in row: return kind_name(row["name"])
     if quantity == "zenith": return f"{row['low']:.0f} to {row['high']:.0f}"
-    if quantity == "energy": return f"{row['low']:,.3g} to {row['high']:,.3g}"
+    if quantity == "energy": return f"{row['low']:,.0f} to {row['high']:,.0f}"
     return f"{row['low']:,.0f} or more" if math.isinf(row["high"]) else f"{row['low']:,.0f} to {row['high'] - 1:,.0f}"
 
 def _bin_table(metrics, quantity):
@@ -473,7 +479,7 @@ def _bin_table(metrics, quantity):
     rows = metrics["by"][quantity]
     keys = [k for k in ("model", "line_fit") if k in rows[0]]
     cells = [(_bin_name(r, quantity), f"{r['n']:,}", *(f"{r[k][c]:.2f}" for c in ("mean", "median", "p68") for k in keys)) for r in rows]
-    return _table([LABELS[quantity], "events", *(f"{c}, {_NAMES[k]} [°]" for c in ("mean", "median", "68 %") for k in keys)], cells)
+    return _table([LABELS[quantity], "events", *(f"{c}, {_NAMES[k]} [°]" for c in ("mean", "median", "68 % below") for k in keys)], cells)
 
 # %% ../nbs/12_evaluation.ipynb #74a7d3f6
 def _headline(metrics):
@@ -495,15 +501,15 @@ def _tiles(metrics):
     "The figures that matter most, large."
     model, base, cal = metrics["model"], metrics.get("line_fit", {}), metrics.get("calibration", {})
     tiles = [("mean", f"{model['mean_degrees']:.2f}°", f"{base['mean_degrees']:.2f}°" if base else ""), ("median", f"{model['median_degrees']:.2f}°", f"{base['median_degrees']:.2f}°" if base else ""),
-             ("score (mean)", f"{model['mean_rad']:.4f} rad", f"{base['mean_rad']:.4f} rad" if base else "")]
+             ("mean, in radians", f"{model['mean_rad']:.4f} rad", f"{base['mean_rad']:.4f} rad" if base else "")]
     html_ = "".join(f'<div class="tile">{n}<b class="model">{m}</b><span class="base">{"line fit " + b if b else ""}</span></div>' for n, m, b in tiles)
     if cal: html_ += f'<div class="tile">inside the 68 % cone<b class="model">{100 * cal["coverage"]["68"]:.1f} %</b><span class="soft">68 % where kappa is right</span></div>'
     return f'<div class="tiles">{html_}</div>'
 
 # %% ../nbs/12_evaluation.ipynb #fc4eecdd
 CAPTIONS = {"errors": "Share of events with an error below a value.", "by_type": "Median and mean error of each type of event.",
-    "by_n_pulses": "Error against the number of pulses.", "by_n_doms": "Error against the number of hit DOMs.",
-    "by_zenith": "Error against the true zenith (0: from above).", "by_energy": "Error against the true energy.",
+    "by_n_pulses": "Error against the number of pulses; grey: events of each bin.", "by_n_doms": "Error against the number of hit DOMs; grey: events of each bin.",
+    "by_zenith": "Error against the true zenith (0: from above); grey: events of each bin.", "by_energy": "Error against the true energy; grey: events of each bin.",
     "calibration": "Left: share of the events whose true direction lies inside the cone of a given probability. Middle: error in units of the predicted one. "
                    "Right: predicted and actual 68 % radius in ten groups of events.", "angles": "Predicted against true angles."}
 
@@ -532,14 +538,16 @@ def make_figures(
     return figures | {"angles": plot_angles(events)}
 
 # %% ../nbs/12_evaluation.ipynb #53bc6d94
-def _calibration_html(cal):
-    "Calibration in words and numbers."
+def _calibration_html(cal, n):
+    "Calibration in words and numbers, for n events."
     if not cal: return '<p class="soft">The predictions carry no kappa.</p>'
-    rows = [(f"share inside the {k} % cone", f"{100 * v:.1f} %", f"{k} %") for k, v in cal["coverage"].items()]
+    rows = [(f"share inside the {k} % cone", f"{100 * v:.1f} ± {100 * math.sqrt(v * (1 - v) / n):.1f} %", f"{k} %") for k, v in cal["coverage"].items()]
     if "likelihood_scale" in cal:
-        rows += [("best factor on kappa", f"{cal['likelihood_scale']:.2f}", "1"), ("median pull", f"{cal['pull_median']:.2f}", f"{cal['pull_expected_median']:.2f}"),
+        rows += [("factor on every kappa that would fit these errors best", f"{cal['likelihood_scale']:.2f}", "1"), ("median pull", f"{cal['pull_median']:.2f}", f"{cal['pull_expected_median']:.2f}"),
                  ("pulls beyond 3", f"{100 * cal['pull_beyond_3']:.1f} %", f"{100 * cal['pull_expected_beyond_3']:.1f} %")]
-    return _table(["", "here", "calibrated"], rows)
+    words = ("A prediction says that the true direction lies inside a cone around it (r68, from kappa) with a probability of 68 %; here is how often it does. A best factor below 1: kappa is too large for some of the errors, above all the outliers; above 1: too small. "
+             "Pull: the error in units of its predicted uncertainty, near 0 an error times the square root of kappa; where kappa is right, pulls follow the Rayleigh distribution.")
+    return _table(["", "here", "calibrated"], rows) + f'<p class="soft">{words}</p>'
 
 def report_html(
     metrics:dict,  # of `evaluate`
@@ -554,9 +562,9 @@ def report_html(
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(title)}</title><style>{_CSS}</style></head><body><h1>{html.escape(title)}</h1>
 {_headline(metrics)}{_tiles(metrics)}{_summary_table(metrics)}
-<p class="soft">± are standard errors (bootstrap over events). Bias across: mean offset along azimuth times sin(zenith). Line fit: charge-weighted, through the non-auxiliary pulses.</p>
+<p class="soft">± are standard errors (bootstrap over events). 68 % below: 68 % of the events have a smaller error. Bias across: mean offset along azimuth times sin(zenith). Line fit: charge-weighted, through the non-auxiliary pulses.</p>
 <h2>Angular error</h2>{show("errors")}{types}<h2>What the error depends on</h2><div class="grid">{show("by_n_pulses", "by_n_doms", "by_zenith", "by_energy")}</div>{bins}
-<h2>Uncertainty</h2>{_calibration_html(metrics.get("calibration"))}{show("calibration")}<h2>Directions</h2>{show("angles")}{rest}</body></html>
+<h2>Uncertainty</h2>{_calibration_html(metrics.get("calibration"), metrics["n_events"])}{show("calibration")}<h2>Directions</h2>{show("angles")}{rest}</body></html>
 """
 
 def write_report(
@@ -568,6 +576,7 @@ def write_report(
     "Write report.html, metrics.json and a PNG of each figure."
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
     images = {name: png_bytes(figure) for name, figure in figures.items()}
+    for name in CAPTIONS.keys() - images.keys(): (out / f"{name}.png").unlink(missing_ok=True)            # of an earlier report
     for name, png in images.items():
         with replacing(out / f"{name}.png") as part: part.write_bytes(png)
     with replacing(out / "metrics.json") as part: part.write_text(json.dumps(plain(metrics), indent=1) + "\n")
@@ -628,7 +637,8 @@ def evaluate_dataset(
     predictions = (check_predictions if isinstance(predictions, pd.DataFrame) else read_predictions)(predictions, gaps=on_bad_event == "skip")
     events, missing, skipped = load_events(predictions, root, split, progress, name, on_bad_event)
     if len(missing): warnings.warn(f"{name}: {len(missing):,} of {len(events) + len(missing):,} events of the same batches have no prediction: {few(missing)}", stacklevel=2)
+    if len(events) > 1 and not events.error.any(): warnings.warn(f"{name}: every error is zero: are these the true directions?", stacklevel=2)
     metrics = metrics_of(events) | {"data": {"name": data_root(root).resolve().name, "split": split}, "n_missing": len(missing), "first_missing": missing[:5].tolist()}
     if out is not None and on_bad_event == "skip": write_skipped([skipped], Path(out) / "skipped.csv")
-    if out is not None: write_report(metrics, make_figures(events, metrics), out, f"Evaluation of {Path(name).name}")
+    if out is not None: write_report(metrics, make_figures(events, metrics), out, f"Evaluation of {name}")
     return metrics

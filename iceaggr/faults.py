@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from .cli import main
 from .data import IceCubeDataset
 from .geometry import Geometry
-from .reading import DataError
+from .reading import DataError, counted
 
 # %% ../nbs/14a_faults.ipynb #1604cf81
 def write_tiny(
@@ -250,14 +250,14 @@ def check_skipped(
     code, said, err = call("predict", "--run", weights, "--data", broken, "--out", broken / "p.parquet", *skip)
     assert code == 0, err
     listed, table = pd.read_csv(broken / "skipped.csv"), pd.read_parquet(broken / "p.parquet")
-    assert sorted(listed.event_id) == fault.bad and f"{len(fault.bad)} bad events left out" in said, listed
+    assert sorted(listed.event_id) == fault.bad and counted(len(fault.bad), "bad event") + " left out" in said, listed
     assert set((fault.lists if fault.lists is not None else fault.says.split()[1].rstrip(",:")).split()) == set(listed.column.dropna()) and listed.reason.str.len().min() > 10, listed
     asked = pd.read_parquet(broken / META)[["batch_id", "event_id"]].sort_values("batch_id", kind="stable")
     assert table.event_id.tolist() == asked.event_id.tolist()                              # one row for each event asked for
     missing = fault.bad if fault.file != META or fault.name != "file without its meta" else []
     assert sorted(table.event_id[table.azimuth.isna()]) == missing and (table.isna().any(axis=1) == table.azimuth.isna()).all()
     code, said, err = call("prepare", "--data", broken, "--out", broken / "out", *skip)
-    assert code == 0 and f"{len(fault.bad)} bad events left out" in said, err
+    assert code == 0 and counted(len(fault.bad), "bad event") + " left out" in said, err
     pd.testing.assert_frame_equal(pd.read_csv(broken / "out/skipped.csv"), listed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")                                                   # that events are left out is said again

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+import iceaggr
+
 # %% ../nbs/00_geometry.ipynb #ed2abf1e
 SPEED_OF_LIGHT = 0.299792458    # in vacuum [m/ns]
 N_STRINGS = 86
@@ -236,16 +238,17 @@ class Geometry:
         return cls(sensors[:, :3], sensors[:, 5], name=Path(path).name)
 
 # %% ../nbs/00_geometry.ipynb #301d885e
-def load_geometry(path=None # None: the nominal detector; a data folder, a .csv, a .parquet in GraphNeT's layout, or the .safetensors of a model
+def load_geometry(path=None # None: the nominal detector; a data folder, a .csv, a .parquet in GraphNeT's layout, the .safetensors of a model, or the name of a pretrained one
                  ) -> Geometry:
     "The detector from wherever it is described. ValueError names the file and what is wrong with it."
     if path is None: return Geometry.nominal()
     path = Path(path)
+    if not path.exists() and (own := Path(iceaggr.__file__).parent / "pretrained" / f"{path}.safetensors").exists(): path = own
     if path.is_dir(): path = path / "sensor_geometry.csv"
     if path.suffix == ".csv": return Geometry.from_csv(path)
     if path.suffix == ".parquet": return Geometry.from_graphnet(path)
     if path.suffix == ".safetensors": return Geometry.from_weights(path)
-    raise ValueError(f"{path}: a geometry is a folder with a sensor_geometry.csv, a .csv, a .parquet in GraphNeT's layout, or the .safetensors of a model")
+    raise ValueError(f"{path}: a geometry is a folder with a sensor_geometry.csv, a .csv, a .parquet in GraphNeT's layout, the .safetensors of a model, or the name of a pretrained one (small, base)")
 
 # %% ../nbs/00_geometry.ipynb #ae4c602b
 def sensors_at(

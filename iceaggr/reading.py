@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['PULSE_COLUMNS', 'META_COLUMNS', 'TARGET_COLUMNS', 'MAX_TIME', 'MAX_CHARGE', 'CHUNK_ROWS', 'BLOCK_PULSES',
-           'ON_BAD_EVENT', 'MISSING', 'UNREADABLE', 'SKIPPED_COLUMNS', 'DataError', 'one_line', 'replacing',
-           'data_root', 'batch_files', 'in_prepared_form', 'find_batches', 'open_parquet', 'parquet_rows',
-           'column_values', 'wanted_groups', 'adjoining', 'read_meta', 'check_meta', 'refuse', 'all_batches',
-           'promised_files', 'ranges', 'cut_batches', 'dom_order', 'late_pulses', 'describe_doms',
-           'event_time_reference', 'Pulses', 'join_hits', 'check_pulses', 'group_starts', 'groups_of_rows',
-           'read_pulses', 'PulseBlocks', 'EventRows', 'bad_pulses', 'find_bad_events', 'events_without_meta',
-           'write_skipped', 'sound_pulses']
+           'ON_BAD_EVENT', 'MISSING', 'OTHER_FILES', 'LEAVE_OUT', 'UNREADABLE', 'SKIPPED_COLUMNS', 'DataError',
+           'one_line', 'replacing', 'data_root', 'batch_files', 'in_prepared_form', 'find_batches', 'counted',
+           'open_parquet', 'parquet_rows', 'column_values', 'wanted_groups', 'adjoining', 'read_meta', 'check_meta',
+           'refuse', 'all_batches', 'promised_files', 'ranges', 'cut_batches', 'dom_order', 'late_pulses',
+           'describe_doms', 'event_time_reference', 'Pulses', 'join_hits', 'check_pulses', 'group_starts',
+           'groups_of_rows', 'read_pulses', 'PulseBlocks', 'EventRows', 'bad_pulses', 'find_bad_events',
+           'events_without_meta', 'write_skipped', 'sound_pulses']
 
 # %% ../nbs/01a_reading.ipynb #0d1a7c05
 import json
@@ -71,6 +71,7 @@ def data_root(
     root = root if root is not None else os.environ.get("ICEAGGR_DATA")
     if not root: raise DataError("no data set given: name its folder, or set the environment variable ICEAGGR_DATA to it")
     root = Path(root).expanduser()
+    if root.is_file(): raise DataError(f"{root}: is a file: name the folder of the data set, which holds train_meta.parquet and train/batch_1.parquet, ...")
     if not root.is_dir(): raise DataError(f"{root}: no such folder; it should hold train_meta.parquet and train/batch_1.parquet, ...")
     return root
 
@@ -102,6 +103,15 @@ def find_batches(root=None, split:str="train") -> list: # of int, ascending
 _KINDS = {"whole numbers": pa.types.is_integer, "numbers": lambda t: pa.types.is_integer(t) or pa.types.is_floating(t), "true or false": pa.types.is_boolean}
 _COLUMN_KINDS = dict(time="numbers", charge="numbers", azimuth="numbers", zenith="numbers", energy="numbers", auxiliary="true or false")
 
+OTHER_FILES, LEAVE_OUT = "choose other files (--batches; batch_ids)", 'leave bad events out (--on-bad-event skip; on_bad_event="skip")'      # what messages advise
+
+def counted(
+    n:int, # how many
+    what:str, # one of them
+) -> str: # "1 such pulse", "2 such pulses"
+    "A number of things, for a message."
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)                                   # what pyarrow raises for damaged files
 
 def open_parquet(
@@ -110,11 +120,14 @@ def open_parquet(
 ) -> pq.ParquetFile:
     "Open a Parquet file and check its columns and their types. DataError names the file and the column."
     try: file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
-    except FileNotFoundError: raise DataError(f"{path}: no such file; get it again, or choose other files with batch_ids") from None
+    except FileNotFoundError:
+        half_made = path.name.endswith("_meta.parquet") and (path.parent / "simulation.json").exists()
+        raise DataError(f"{path}: no such file; " + ("the simulation was not finished: run the same `iceaggr simulate` again" if half_made else f"get it again, or {OTHER_FILES}")) from None
+    except PermissionError: raise DataError(f"{path}: may not be read: change its permissions") from None
     except UNREADABLE as e: raise DataError(f"{path}: not a Parquet file, or cut short ({one_line(e)}); get it again") from None
     schema = file.schema_arrow
     for name in columns:
-        if schema.names.count(name) != 1: raise DataError(f"{path}: column {name} is {'missing' if name not in schema.names else 'there twice'}; it has {', '.join(schema.names)}", name)
+        if schema.names.count(name) != 1: raise DataError(f"{path}: column {name} is {'missing' if name not in schema.names else 'there twice'}; it has {', '.join(schema.names)}" + ("; events without truth belong into test_meta.parquet and test/ (--split test)" if name in TARGET_COLUMNS and name not in schema.names else ""), name)
         kind, found = _COLUMN_KINDS.get(name, "whole numbers"), schema.field(name).type
         if not _KINDS[kind](found): raise DataError(f"{path}: column {name} should hold {kind}, but its type is {found}; convert it", name)
     return file
@@ -207,7 +220,7 @@ def check_meta(
     if (np.diff(place) < 0).any(): meta = meta.iloc[np.argsort(place, kind="stable")].reset_index(drop=True)
     missing = sorted(set(batch_ids) - set(meta.batch_id.unique()))
     if skip: meta = meta.assign(file="", column="", reason="")
-    elif missing: raise DataError(f"{path}: column batch_id: no events of batch {few(missing)}; leave it out with batch_ids, or get the file again", "batch_id")
+    elif missing: raise DataError(f"{path}: column batch_id: no events of batch {few(missing)}; get the file again, or {OTHER_FILES}", "batch_id")
     if skip:
         for name in META_COLUMNS[::-1]: refuse(meta, meta[name] == MISSING, path, name, "no value, or one beyond int64")
     refuse(meta, meta.first_pulse_index < 0, path, "first_pulse_index", "is negative")
@@ -239,8 +252,8 @@ def refuse(
         return
     k = int(bad.argmax())
     event, batch, value = (meta[c].iloc[k] for c in ("event_id", "batch_id", column))
-    raise DataError(f"{path}: column {column}, event {event} (batch {batch}): {value} {what}; {int(bad.sum()):,} events are at fault: "
-                    f"correct the file, or leave these batches out with batch_ids", column)
+    raise DataError(f"{path}: column {column}, event {event} (batch {batch}): {value} {what}; {counted(int(bad.sum()), 'such event')}: "
+                    f"correct the file, {LEAVE_OUT}, or {OTHER_FILES}", column)
 
 # %% ../nbs/01a_reading.ipynb #0d1a7c12
 def all_batches(
@@ -252,7 +265,7 @@ def all_batches(
     files, meta = batch_files(root, split), data_root(root) / f"{split}_meta.parquet"
     if in_prepared_form(files):
         lone = [b for b in promised_files(root, split) if b not in files]
-        if lone and not skip: raise DataError(f"{meta.with_name(split)}: no file of batch {few(lone)}, which prepare was to make: run prepare again, or choose others with batch_ids")
+        if lone and not skip: raise DataError(f"{meta.with_name(split)}: no file of batch {few(lone)}, which prepare was to make: run prepare again, or {OTHER_FILES}")
         return sorted({*files, *lone})
     file = open_parquet(meta, ["batch_id"])
     chunks = (column_values(chunk, "batch_id") for _, chunk in parquet_rows(file, meta, ["batch_id"], range(file.num_row_groups)))
@@ -446,7 +459,7 @@ def check_pulses(
         if bad.any():
             k = int(bad.argmax())
             words = what.replace("{}", str(source[column][k]), 1) if column in source else what
-            raise DataError(f"{path}: column {column}, event {expected[k]}: {words} (pulses at fault up to here: {int(bad.sum()):,}); correct the file or get it again, or leave it out with batch_ids", column)
+            raise DataError(f"{path}: column {column}, event {expected[k]}: {words} ({counted(int(bad.sum()), 'such pulse')} up to here); correct the file or get it again, {LEAVE_OUT}, or {OTHER_FILES}", column)
     for name in PULSE_COLUMNS:
         values, missing = column_values(chunk, name)
         if missing.any(): fault(name, missing[rows], "a value is missing")

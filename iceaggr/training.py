@@ -46,7 +46,7 @@ from .augmentation import grid_motions, moved_detector, perturb
 from .data import EventBatchSampler, IceCubeDataset, left_out, split_batches
 from .direction import angles_to_vector, angular_error, vmf_loss, vmf_quantile
 from .distributed import fair_share, on_first, process_group, rank, share_weights, sum_gradients, sum_over, world_size
-from .geometry import Geometry
+from .geometry import Geometry, few
 from .model import PRESETS, WEIGHTS_VERSION, HierarchicalTransformer, predict_dataset, save_weights
 from .packing import PackedBatches, split_batch, to_device
 from .reading import DataError, all_batches, find_batches, replacing, write_skipped
@@ -525,7 +525,7 @@ def skip_step(
     state["epoch_skipped"] += 1; state["in_a_row"] += 1
     state["skipped"].append(dict(epoch=state["epoch"] + 1, step=state["step"], event_ids=" ".join(map(str, ids))))
     on_first(lambda: write_skipped_steps(job.run, state))
-    if rank() == 0: tqdm.write(f"step {state['step']}: loss or gradient not finite, step skipped; events {ids}")
+    if rank() == 0: tqdm.write(f"step {state['step']}: loss or gradient not finite, step skipped; events {few(ids)}, all in skipped_steps.csv")
     if state["in_a_row"] >= 10:
         raise FloatingPointError(f"ten steps in a row without a finite loss and gradient: look at the events named in {job.run / 'skipped_steps.csv'}, or train into a new folder with a lower learning rate, "
                                  + (f"from the weights of the last checkpoint with --init {job.run / 'last.safetensors'}" if state["log"] and math.isfinite(state["log"][-1]["held_out_mean_degrees"]) else "with smaller batches or without the events named"))
@@ -688,7 +688,7 @@ def start_from(
     found, wanted = (dataclasses.replace(m.settings, dropout=0.) for m in (other, model))
     if found != wanted:
         preset = next((name for name, settings in PRESETS.items() if found == dataclasses.replace(settings, dropout=0.)), None)
-        raise ValueError(f"{init} has other sizes than the model to train: " + (f"they are those of preset {preset!r}, choose it" if preset else f"{found}, not {wanted}"))
+        raise ValueError(f"{init} has other sizes than the model to train: " + (f"add --preset {preset} (preset={preset!r})" if preset else f"{found}, not {wanted}"))
     other.check_geometry(Geometry(model.t2.sensors[:, :3].cpu().numpy()))
     model.load_state_dict({**other.state_dict(), "t2.sensors": model.t2.sensors})
 

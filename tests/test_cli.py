@@ -115,6 +115,38 @@ def test_display_takes_what_predict_wrote(tiny_dataset, tmp_path):
         assert ("path predicted" in (tmp_path / "event.html").read_text()) == (not said)
 
 
+def test_data_are_not_written_over(tiny_dataset, tmp_path):
+    "Neither by predictions nor by the prepared form of another data set."
+    before = {p: p.read_bytes() for p in tiny_dataset.rglob("*") if p.is_file()}
+    for name in ("train_meta.parquet", "train/batch_2.parquet", "train/new.csv"):
+        done = call("predict", "--data", tiny_dataset, "--run", "small", "--out", tiny_dataset / name)
+        assert done.returncode == 2 and f"--out {tiny_dataset / name}: this is a file of the data set" in done.stderr, done.stderr
+    assert call("prepare", "--data", tiny_dataset, "--out", tmp_path / "prepared").returncode == 0
+    made = {p: p.read_bytes() for p in (tmp_path / "prepared").rglob("*") if p.is_file()}
+    other = shutil.copytree(tiny_dataset, tmp_path / "other")
+    for file in ("train_meta.parquet", "train/batch_3.parquet"):
+        table = pd.read_parquet(other / file).reset_index()
+        table.assign(event_id=table.event_id.replace(3003, 3004)).to_parquet(other / file, index=False)
+    done = call("prepare", "--data", other, "--out", tmp_path / "prepared")
+    assert done.returncode == 1 and "batch_3.events.arrow" in done.stderr and "such as 3003" in done.stderr, done.stderr
+    assert made == {p: p.read_bytes() for p in (tmp_path / "prepared").rglob("*") if p.is_file()}
+    assert before == {p: p.read_bytes() for p in tiny_dataset.rglob("*") if p.is_file()}
+
+
+def test_what_display_can_write(tiny_dataset, tmp_path):
+    for out, more, said in (("e.jpg", (), ".png"), ("e.png", ("--animate",), "--animate"), ("train_meta.parquet/e.png", (), "is a file")):
+        done = call("display", "--data", tiny_dataset, "--event", "brightest", "--out", (tiny_dataset if "/" in out else tmp_path) / out, *more)
+        assert done.returncode == 2 and said in done.stderr and not list(tmp_path.glob("e.*")), done.stderr
+
+
+def test_defaults_are_said_once():
+    from iceaggr.cli import make_parser
+    for verb in make_parser()._subparsers._group_actions[0].choices.values():
+        for action in verb._actions:
+            text = verb._get_formatter()._expand_help(action) if action.help else ""
+            assert "None" not in text and text.count("default") <= 1 + 2 * (action.dest == "mix"), text
+
+
 def test_bad_data_is_named_without_traceback(tiny_dataset, tmp_path):
     path = tiny_dataset / "train/batch_3.parquet"
     table = pd.read_parquet(path)

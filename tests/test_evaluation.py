@@ -152,6 +152,9 @@ def test_a_whole_data_set(tiny_dataset, tmp_path):
     assert not re.search(r"(src|href)=\"(?!data:)", page) and not list((tmp_path / "out").glob(".*"))
     pngs = sorted((tmp_path / "out").glob("*.png"))
     assert page.count("data:image/png;base64,") == len(pngs) >= 6 and all(f.read_bytes()[:4] == b"\x89PNG" for f in pngs)
+    assert (tmp_path / "out/calibration.png").exists()
+    with pytest.warns(UserWarning, match="every error is zero"): evaluate_dataset(first[["event_id", "azimuth", "zenith"]], tiny_dataset, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out/calibration.png").exists() and len(list((tmp_path / "out").glob("*.png"))) == len(pngs) - 1      # none of the earlier report is left
 
 
 def test_prepared_form_gives_the_same(tiny_dataset, tmp_path):

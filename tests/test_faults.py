@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from iceaggr.data import EventBatchSampler, IceCubeDataset, prepare
 from iceaggr.faults import BATCH, FAULTS, FILE_3, META, call, put, same_events, sound_data, write_tiny
+from iceaggr.model import HierarchicalTransformer
 from iceaggr.packing import PackedBatches
 from iceaggr.prepared import map_arrow
 from iceaggr.reading import DataError
+from iceaggr.simulation import simulate_events
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*are left out, as something is wrong with them")
 
@@ -237,3 +239,28 @@ def test_an_empty_prediction_names_every_event(sound, tmp_path):
         table = pd.read_csv(tmp_path / "p.csv")
         assert code == 0 and "0 predictions" in said and table.event_id.tolist() == FILE_3 and table.azimuth.isna().all(), err
         assert pd.read_csv(tmp_path / "skipped.csv").event_id.tolist() == FILE_3
+
+
+def test_a_frame_of_pulses_is_doubted_and_refused_by_column():
+    "What `predict` says of tables that are not as it needs them; types as users have them."
+    pulses, _ = simulate_events(3, seed=2, geometry="small")
+    model = HierarchicalTransformer.from_pretrained("small")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain = model.predict(pulses)
+        pd.testing.assert_frame_equal(model.predict(pulses.set_index(["event_id", "sensor_id"])), plain)
+        pd.testing.assert_frame_equal(model.predict(pulses.set_index("event_id")), plain)
+        model.predict(pulses.head(3)), model.predict(pulses.iloc[:0])                    # too few pulses to doubt
+    for factor in (1e-3, 1e6):
+        with pytest.warns(UserWarning, match="is the unit nanoseconds"): model.predict(pulses.assign(time=pulses.time * factor))
+    with pytest.warns(UserWarning, match="is the unit photo-electrons"): model.predict(pulses.assign(charge=pulses.charge * 1e6))
+    event = pulses.event_id.iloc[4]
+    for column, value, said in (("charge", "a lot", "'a lot' is not a finite number"), ("charge", -1., "'-1.0' is not positive"), ("sensor_id", 7.5, "'7.5' is not a whole number"), ("auxiliary", "True", "'True' is neither 0 nor 1"), ("time", None, "is not a finite number")):
+        bad = pulses.astype({column: object})
+        bad.iloc[4, bad.columns.get_loc(column)] = value
+        with pytest.raises(ValueError, match=f"column {column}, event {event}: .*{said}"): model.predict(bad)
+    for unit in ("ns", "us"):
+        with pytest.raises(ValueError, match="column time: its type is"): model.predict(pulses.assign(time=pulses.time.astype(np.int64).astype(f"datetime64[{unit}]")))
+    with pytest.raises(ValueError, match="column time twice"): model.predict(pd.concat([pulses, pulses.time], axis=1))
+    for other in ("pulses.parquet", pulses.to_dict(), pulses.to_numpy(), pulses.time):
+        with pytest.raises(TypeError, match="a pandas frame of pulses"): model.predict(other)
