@@ -52,10 +52,11 @@ def spare_data(
     out:Path, # file to be written
     data, # folder of the data set
 ):
-    "UsageError if a file of the data set would be overwritten."
-    root, place = Path(data).expanduser().resolve(), out.expanduser().resolve()
-    own = place.parent == root and place.exists() and (place.name in ("truth.parquet", "sensor_geometry.csv") or place.stem in ("train_meta", "test_meta"))
-    if own or place.parent in (root / "train", root / "test"): raise UsageError(f"--out {out}: this is a file of the data set: choose another")
+    "UsageError if a file of the data set would be overwritten, or one that has its place there."
+    root, places = Path(data).expanduser(), {out.absolute().parent, out.parent.resolve(), out.resolve().parent}        # links count as what they name, too
+    prepared = any((root / f"{split}_files.json").exists() for split in ("train", "test"))
+    taken = ("truth.parquet", "sensor_geometry.csv", "simulation.json", "train_meta.parquet", "test_meta.parquet", "train_files.json", "test_files.json", *(["skipped.csv"] if prepared else []))
+    if places & {(root / split).resolve() for split in ("train", "test")} or root.resolve() in places and out.name in taken: raise UsageError(f"{out}: this is a file of the data set: choose another folder")
 
 def chosen_batches(
     wanted:"list|str|None", # of `batch_numbers`
@@ -121,7 +122,8 @@ def predict(args):
     out = Path(args.out)
     if out.suffix not in (".csv", ".parquet"): raise UsageError(f"--out must end in .csv or .parquet; got {out.name}")
     if out.name == "skipped.csv": raise UsageError("--out skipped.csv: the bad events are listed under this name; choose another")
-    spare_data(out, args.data); make_place(out)
+    for path in (out, out.with_name("skipped.csv")) if args.on_bad_event == "skip" else (out,): spare_data(path, args.data)
+    make_place(out)
     with process_group(args.device) as device:
         model = HierarchicalTransformer.load(args.run, device)
         dataset = IceCubeDataset(args.data, split=args.split, batch_ids=chosen_batches(args.batches, args.data, args.split), on_bad_event=args.on_bad_event)
@@ -162,6 +164,7 @@ def write_table(
 def evaluate(args):
     "Compare predictions with the truth and with the line fit."
     from iceaggr.evaluation import evaluate_dataset
+    if args.on_bad_event == "skip": spare_data(Path(args.out) / "skipped.csv", args.data)
     make_place(Path(args.out) / "report.html")
     metrics = evaluate_dataset(args.predictions, args.data, args.out, split="train", on_bad_event=args.on_bad_event)
     model, line = metrics["model"], metrics["line_fit"]
@@ -238,6 +241,7 @@ def find_event(
 def bench(args):
     "Measure speed and memory on this machine, in some minutes."
     from iceaggr.benchmark import run_benchmarks
+    if args.out and Path(args.out).suffix != ".json": raise UsageError(f"--out must end in .json; got {Path(args.out).name}")
     results = run_benchmarks(args.data, args.out or (None if args.quick else "auto"), device=args.device, quick=args.quick)
     if results["errors"]: raise RuntimeError(f"measurements failed: {', '.join(results['errors'])}")
 
@@ -287,7 +291,7 @@ EXAMPLE = """from events to figures:
 
 class DefaultsOnce(argparse.ArgumentDefaultsHelpFormatter):
     "Help with the default of an option, unless its text states it or there is none."
-    def _get_help_string(self, action): return action.help if action.required or action.default in (None, False) or "default" in action.help else super()._get_help_string(action)
+    def _get_help_string(self, action): return action.help if action.required or action.default is None or action.default is False or "default" in action.help else super()._get_help_string(action)
 
 def make_parser() -> argparse.ArgumentParser:
     "The command line."
@@ -306,7 +310,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--predictions", required=True, metavar="FILE", help="what `predict` wrote: .csv or .parquet with event_id, azimuth, zenith and, if there, kappa")
     add_display(verb(display, "data", "out"))
     add_bench(verb(bench))
-    for name in ("prepare", "train", "predict", "evaluate"): verbs.choices[name].add_argument("--on-bad-event", choices=("error", "skip"), default="error", help="stop at the first bad event, or leave bad events out and list them in skipped.csv, beside what is written; their rows in predictions stay empty")
+    for name in ("prepare", "train", "predict", "evaluate"): verbs.choices[name].add_argument("--on-bad-event", choices=("error", "skip"), default="error", help="stop at the first bad event, or leave bad events out and list them in skipped.csv, beside what is written")
     return parser
 
 # %% ../nbs/14_cli.ipynb #41a33373
@@ -358,7 +362,7 @@ def add_predict(p):
     p.add_argument("--run", required=True, metavar="PATH", help="folder of a run, a .safetensors file, or the name of a pretrained model")
     p.add_argument("--split", choices=("train", "test"), default="train", help="which events")
     p.add_argument("--batches", type=batch_numbers, help="numbers of the files, such as 5,6, or last; default: all")
-    p.add_argument("--submission", action="store_true", help="only the three columns that Kaggle wants")
+    p.add_argument("--submission", action="store_true", help="only the three columns that Kaggle wants, with line fits for bad events that were left out (elsewhere their rows are empty)")
     p.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast")
     p.add_argument("--device", type=device_name, help="cpu or cuda; default: cuda where there is one")
     p.add_argument("--workers", type=count, default=0, help="processes that load data")

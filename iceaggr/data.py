@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAPPED_FILES', 'IceCubeDataset', 'choose_files', 'select_events', 'split_batches', 'left_out', 'EventBatchSampler',
-           'tables_of_file', 'prepare_batch', 'check_prepared', 'prepare', 'refuse_others', 'promised_rows']
+           'tables_of_file', 'prepare_batch', 'check_prepared', 'refuse_others', 'is_stale', 'prepare', 'promised_rows']
 
 # %% ../nbs/02_data.ipynb #d779b861
 import json
@@ -22,8 +22,8 @@ import torch
 from tqdm.auto import tqdm
 
 from .geometry import load_geometry
-from .prepared import PARTS, is_prepared, join_prepared, map_arrow, named_bad_events, open_prepared, part_path, prepared_tables, read_prepared_events, source_facts, write_prepared
-from .reading import (META_COLUMNS, MISSING, ON_BAD_EVENT, OTHER_FILES, PULSE_COLUMNS, SKIPPED_COLUMNS, TARGET_COLUMNS, UNREADABLE, DataError, PulseBlocks, Pulses, all_batches, batch_files, cut_batches,
+from .prepared import PARTS, is_prepared, join_prepared, map_arrow, named_bad_events, open_prepared, part_path, prepared_facts, prepared_tables, read_prepared_events, source_facts, write_prepared
+from .reading import (META_COLUMNS, MISSING, ON_BAD_EVENT, OTHER_FILES, PULSE_COLUMNS, SKIPPED_COLUMNS, TARGET_COLUMNS, UNREADABLE, DataError, PulseBlocks, Pulses, all_batches, batch_files, counted, cut_batches,
                              data_root, events_without_meta, few, find_bad_events, in_prepared_form, join_hits, open_parquet, promised_files, ranges, read_meta, read_pulses, replacing, sound_pulses, write_skipped)
 
 # %% ../nbs/02_data.ipynb #c845ac8f
@@ -184,7 +184,7 @@ def choose_files(
     if len(set(ids)) < len(ids): raise DataError(f"batch_ids names a file twice: {few(ids)}")
     missing = [b for b in ids if b not in files]
     if missing and known: missing = sorted(set(missing) - set(known()))
-    if missing: raise DataError(f"{folder}: no file of batch {few(missing)}; it has {len(files)} files" + (f", {few(files)}" if files else "") + ": get the missing ones, or {OTHER_FILES}")
+    if missing: raise DataError(f"{folder}: no file of batch {few(missing)}; it has {counted(len(files), 'file')}" + (f", {few(files)}" if files else "") + f": get the missing ones, or {OTHER_FILES}")
     return ids
 
 def select_events(
@@ -309,6 +309,31 @@ def check_prepared(root:Path, out:Path, split:str, batch_id:int, step:int=10_000
         if not np.array_equal(a, b): b = b[np.lexsort((b[:, 0], np.repeat(events, source.n_pulses[events])))]               # the source need not be in order of time
         if not np.array_equal(a, b): raise DataError(f"{made.files[batch_id]}: events {source.event_ids[i]} and after differ from the source; remove it and run prepare again")
 
+# %% ../nbs/02_data.ipynb #909a07b5
+def refuse_others(
+    root:Path, out:Path, split:str, # as for `prepare`
+    files:dict, # number -> path of the files that are to be prepared
+):
+    "DataError if `out` was prepared from another data set: most events of a file have other directions (of the test split: other numbers of pulses), or it has other sensors or truth beside files that stay."
+    made = batch_files(out, split) if (out / split).is_dir() else {}
+    stay = [b for b in made if b not in files]
+    for name in ("sensor_geometry.csv", "truth.parquet") if stay else ():
+        if (out / name).exists() and (root / name).exists() and (out / name).read_bytes() != (root / name).read_bytes(): raise DataError(f"{out / name}: is not that of {root}, but file {stay[0]} was prepared with it: choose another folder, or remove {out}")
+    old = {b: map_arrow(path) for b, path in made.items() if b in files and is_stale(path, source_facts(root, split, files[b]))}
+    if not old: return
+    try: new = read_meta(root / f"{split}_meta.parquet", list(old), targets=split == "train", skip=True).set_index("event_id")
+    except DataError: return                                                              # said when it is read for good
+    for b, table in old.items():
+        have = table.to_pandas().set_index("event_id")
+        now = new[new.batch_id == b].reindex(have.index)
+        same = (have.azimuth == now.azimuth) & (have.zenith == now.zenith) if split == "train" else have.n_pulses == now.last_pulse_index - now.first_pulse_index + 1
+        if 2 * same.sum() < len(have): raise DataError(f"{made[b]}: was prepared from another data set; event {have.index[int((~same).argmax())]} is not what it is in {root}: choose another folder, or remove {out}")
+
+def is_stale(path:Path, source:dict) -> bool: # of `source_facts`
+    "Is this a whole file of the prepared form, made from other or older files?"
+    try: return "source" in (facts := prepared_facts(path)) and facts["source"] != source and "event_id" in map_arrow(path).column_names
+    except DataError: return False                                                        # damaged: it is made anew
+
 # %% ../nbs/02_data.ipynb #78f57895
 def prepare(
     root, # data set in the Kaggle layout
@@ -327,7 +352,7 @@ def prepare(
     skip = on_bad_event == "skip"
     if batch_ids is None and files: batch_ids = all_batches(root, split, skip)
     wanted = choose_files(files, batch_ids, root / split, (lambda: all_batches(root, split, True)) if skip else None)
-    refuse_others(root, out, split, [b for b in wanted if b in files])
+    refuse_others(root, out, split, {b: files[b] for b in wanted if b in files})
     load_geometry(root if (root / "sensor_geometry.csv").exists() else None)              # refuses a geometry with faults
     (out / split).mkdir(parents=True, exist_ok=True)
     for name in ("sensor_geometry.csv", "truth.parquet"):                                 # small tables that belong to the data set
@@ -347,20 +372,6 @@ def prepare(
         others = [named_bad_events(path) for s in ("train", "test") if (out / s).is_dir() for b, path in batch_files(out, s).items() if s != split or b not in wanted]
         write_skipped([made.skipped, *others], out / "skipped.csv")
     return out
-
-def refuse_others(
-    root:Path, out:Path, split:str, # as for `prepare`
-    batch_ids, # files that are to be prepared
-):
-    "DataError if `out` has a prepared file with events that the file of `root` does not have: it belongs to another data set."
-    for b in batch_ids:
-        path = out / split / f"batch_{b}.events.arrow"
-        try: old = map_arrow(path)["event_id"].to_numpy() if path.exists() else []
-        except DataError: continue                                                        # damaged: it is made anew
-        if not len(old) or is_prepared(path, source_facts(root, split, batch_files(root, split)[b]), True): continue
-        try: new = read_meta(root / f"{split}_meta.parquet", [b], targets=False, skip=True).event_id
-        except DataError: continue                                                        # said when it is read for good
-        if len(strange := np.setdiff1d(old, new)): raise DataError(f"{path}: holds events that {root} does not have, such as {strange[0]}: it was prepared from another data set, choose another folder")
 
 def promised_rows(path, skip:bool) -> int:
     "Rows of a batch file, for the progress bar; with skip 0 for one that cannot be read."

@@ -545,8 +545,9 @@ def _calibration_html(cal, n):
     if "likelihood_scale" in cal:
         rows += [("factor on every kappa that would fit these errors best", f"{cal['likelihood_scale']:.2f}", "1"), ("median pull", f"{cal['pull_median']:.2f}", f"{cal['pull_expected_median']:.2f}"),
                  ("pulls beyond 3", f"{100 * cal['pull_beyond_3']:.1f} %", f"{100 * cal['pull_expected_beyond_3']:.1f} %")]
-    words = ("A prediction says that the true direction lies inside a cone around it (r68, from kappa) with a probability of 68 %; here is how often it does. A best factor below 1: kappa is too large for some of the errors, above all the outliers; above 1: too small. "
-             "Pull: the error in units of its predicted uncertainty, near 0 an error times the square root of kappa; where kappa is right, pulls follow the Rayleigh distribution.")
+    words = "A prediction says that the true direction lies inside a cone around it (r68) with a probability of 68 %; here is how often it does."
+    if "likelihood_scale" in cal: words += (" A factor below 1: kappa is too large for some of the errors, above all the outliers; above 1: too small. Pull: the error in units of its predicted uncertainty, "
+                                            "for small errors the error times the square root of kappa; where kappa is right, pulls follow the Rayleigh distribution.")
     return _table(["", "here", "calibrated"], rows) + f'<p class="soft">{words}</p>'
 
 def report_html(
@@ -576,7 +577,7 @@ def write_report(
     "Write report.html, metrics.json and a PNG of each figure."
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
     images = {name: png_bytes(figure) for name, figure in figures.items()}
-    for name in CAPTIONS.keys() - images.keys(): (out / f"{name}.png").unlink(missing_ok=True)            # of an earlier report
+    for name in CAPTIONS.keys() - images.keys() if (out / "report.html").exists() else (): (out / f"{name}.png").unlink(missing_ok=True)     # of an earlier report
     for name, png in images.items():
         with replacing(out / f"{name}.png") as part: part.write_bytes(png)
     with replacing(out / "metrics.json") as part: part.write_text(json.dumps(plain(metrics), indent=1) + "\n")

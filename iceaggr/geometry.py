@@ -71,7 +71,7 @@ def few(
     n:int=5, # so many in full
 ) -> str:
     "The first few of a list, for a message."
-    values = [str(int(v) if isinstance(v, (float, np.floating)) and v == int(v) else v) for v in values]
+    values = [str(int(v) if isinstance(v, (float, np.floating)) and float(v).is_integer() else v) for v in values]
     return ", ".join(values[:n]) + (f" and {len(values) - n} more" if len(values) > n else "")
 
 def _check_columns(table, columns, path):

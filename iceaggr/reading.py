@@ -6,8 +6,8 @@
 __all__ = ['PULSE_COLUMNS', 'META_COLUMNS', 'TARGET_COLUMNS', 'MAX_TIME', 'MAX_CHARGE', 'CHUNK_ROWS', 'BLOCK_PULSES',
            'ON_BAD_EVENT', 'MISSING', 'OTHER_FILES', 'LEAVE_OUT', 'UNREADABLE', 'SKIPPED_COLUMNS', 'DataError',
            'one_line', 'replacing', 'data_root', 'batch_files', 'in_prepared_form', 'find_batches', 'counted',
-           'open_parquet', 'parquet_rows', 'column_values', 'wanted_groups', 'adjoining', 'read_meta', 'check_meta',
-           'refuse', 'all_batches', 'promised_files', 'ranges', 'cut_batches', 'dom_order', 'late_pulses',
+           'half_simulated', 'open_parquet', 'parquet_rows', 'column_values', 'wanted_groups', 'adjoining', 'read_meta',
+           'check_meta', 'refuse', 'all_batches', 'promised_files', 'ranges', 'cut_batches', 'dom_order', 'late_pulses',
            'describe_doms', 'event_time_reference', 'Pulses', 'join_hits', 'check_pulses', 'group_starts',
            'groups_of_rows', 'read_pulses', 'PulseBlocks', 'EventRows', 'bad_pulses', 'find_bad_events',
            'events_without_meta', 'write_skipped', 'sound_pulses']
@@ -103,7 +103,7 @@ def find_batches(root=None, split:str="train") -> list: # of int, ascending
 _KINDS = {"whole numbers": pa.types.is_integer, "numbers": lambda t: pa.types.is_integer(t) or pa.types.is_floating(t), "true or false": pa.types.is_boolean}
 _COLUMN_KINDS = dict(time="numbers", charge="numbers", azimuth="numbers", zenith="numbers", energy="numbers", auxiliary="true or false")
 
-OTHER_FILES, LEAVE_OUT = "choose other files (--batches; batch_ids)", 'leave bad events out (--on-bad-event skip; on_bad_event="skip")'      # what messages advise
+OTHER_FILES, LEAVE_OUT = "choose other files (--batches, --train-batches; batch_ids)", 'leave bad events out (--on-bad-event skip; on_bad_event="skip")'      # what messages advise
 
 def counted(
     n:int, # how many
@@ -114,6 +114,12 @@ def counted(
 
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)                                   # what pyarrow raises for damaged files
 
+def half_simulated(path:Path) -> bool: # of a meta table
+    "Is it missing since the simulation of its data set was interrupted?"
+    mark = path.with_name("simulation.json")
+    try: return path.name == "train_meta.parquet" and not json.loads(mark.read_text()).get("complete")
+    except (OSError, ValueError, AttributeError): return False
+
 def open_parquet(
     path:Path,
     columns, # names that it must have
@@ -121,8 +127,8 @@ def open_parquet(
     "Open a Parquet file and check its columns and their types. DataError names the file and the column."
     try: file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
     except FileNotFoundError:
-        half_made = path.name.endswith("_meta.parquet") and (path.parent / "simulation.json").exists()
-        raise DataError(f"{path}: no such file; " + ("the simulation was not finished: run the same `iceaggr simulate` again" if half_made else f"get it again, or {OTHER_FILES}")) from None
+        advice = f"get it again, or {OTHER_FILES}" if "_meta" not in path.name else "the simulation was not finished: run the same `iceaggr simulate` again" if half_simulated(path) else "get it again"
+        raise DataError(f"{path}: no such file; {advice}") from None
     except PermissionError: raise DataError(f"{path}: may not be read: change its permissions") from None
     except UNREADABLE as e: raise DataError(f"{path}: not a Parquet file, or cut short ({one_line(e)}); get it again") from None
     schema = file.schema_arrow

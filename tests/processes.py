@@ -20,7 +20,7 @@ def entered(output, errors, env, function, args, kwargs):
     sys.stdout.flush(), sys.stderr.flush()
     for path, stream in ((output, 1), (errors or output, 2)): os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     torch.set_num_threads(1)
-    os.environ.update(env)
+    os.environ.clear(), os.environ.update(env)                          # the server has that of the time when it started
     function(*args, **kwargs)
 
 
@@ -29,7 +29,8 @@ def launch(output, function, *args, world=None, env=None, errors=None, daemon=Tr
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    envs = [env or {}] if world is None else [dict(env or {}, RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)) for r in range(world)]
+    env = {**os.environ, **(env or {})}
+    envs = [env] if world is None else [dict(env, RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)) for r in range(world)]
     processes = [FORKS.Process(target=entered, args=(str(output), errors and str(errors), e, function, args, kwargs), daemon=daemon) for e in envs]
     for p in processes: p.start()
     return processes
@@ -62,6 +63,7 @@ def run_command(argv):
 def run_script(path, argv):
     "What `python path` does."
     sys.argv[:] = [path, *argv]
+    sys.path.insert(0, str(Path(path).parent))
     runpy.run_path(path, run_name="__main__")
 
 

@@ -12,7 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from iceaggr.data import IceCubeDataset, prepare
 from iceaggr.model import read_weights
+from iceaggr.reading import DataError
+from iceaggr.simulation import simulate_dataset
 from processes import call, ended, launch, run_command
 
 
@@ -116,21 +119,36 @@ def test_display_takes_what_predict_wrote(tiny_dataset, tmp_path):
 
 
 def test_data_are_not_written_over(tiny_dataset, tmp_path):
-    "Neither by predictions nor by the prepared form of another data set."
-    before = {p: p.read_bytes() for p in tiny_dataset.rglob("*") if p.is_file()}
-    for name in ("train_meta.parquet", "train/batch_2.parquet", "train/new.csv"):
-        done = call("predict", "--data", tiny_dataset, "--run", "small", "--out", tiny_dataset / name)
-        assert done.returncode == 2 and f"--out {tiny_dataset / name}: this is a file of the data set" in done.stderr, done.stderr
-    assert call("prepare", "--data", tiny_dataset, "--out", tmp_path / "prepared").returncode == 0
-    made = {p: p.read_bytes() for p in (tmp_path / "prepared").rglob("*") if p.is_file()}
-    other = shutil.copytree(tiny_dataset, tmp_path / "other")
-    for file in ("train_meta.parquet", "train/batch_3.parquet"):
-        table = pd.read_parquet(other / file).reset_index()
-        table.assign(event_id=table.event_id.replace(3003, 3004)).to_parquet(other / file, index=False)
-    done = call("prepare", "--data", other, "--out", tmp_path / "prepared")
-    assert done.returncode == 1 and "batch_3.events.arrow" in done.stderr and "such as 3003" in done.stderr, done.stderr
-    assert made == {p: p.read_bytes() for p in (tmp_path / "prepared").rglob("*") if p.is_file()}
-    assert before == {p: p.read_bytes() for p in tiny_dataset.rglob("*") if p.is_file()}
+    "Neither by predictions, nor by the prepared form of another data set."
+    files = lambda folder: {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    prepared, link = tmp_path / "prepared", tmp_path / "link"
+    assert call("prepare", "--data", tiny_dataset, "--out", prepared).returncode == 0
+    link.mkdir(), (link / "train").symlink_to(tiny_dataset / "train"), (link / "train_meta.parquet").symlink_to(tiny_dataset / "train_meta.parquet")
+    before = files(tiny_dataset), files(prepared)
+    for data, name in ((tiny_dataset, "train_meta.parquet"), (tiny_dataset, "train/batch_2.parquet"), (tiny_dataset, "train/new.csv"), (link, "train/batch_2.parquet"), (link, "train_meta.parquet"), (prepared, "truth.parquet")):
+        done = call("predict", "--data", data, "--run", "small", "--out", data / name)
+        assert done.returncode == 2 and f"{data / name}: this is a file of the data set" in done.stderr, done.stderr
+    for args in (("predict", "--run", "small", "--out", prepared / "p.csv"), ("evaluate", "--predictions", tmp_path / "p.csv", "--out", prepared)):      # its list of bad events
+        done = call(*args, "--data", prepared, "--on-bad-event", "skip")
+        assert done.returncode == 2 and "skipped.csv: this is a file" in done.stderr, done.stderr
+    done = call("bench", "--data", tiny_dataset, "--out", tiny_dataset / "train_meta.parquet")
+    assert done.returncode == 2 and ".json" in done.stderr
+    assert before == (files(tiny_dataset), files(prepared)) and (link / "train_meta.parquet").is_symlink()
+
+
+def test_prepared_form_of_another_data_set_stays(tmp_path):
+    "Simulated data sets have the same numbers of events; one whose meta table is mended is the same."
+    one, two = (simulate_dataset(tmp_path / str(seed), 40, seed=seed, events_per_file=20, progress=False) for seed in (1, 2))
+    prepare(one, tmp_path / "out", progress=False)
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    done = call("prepare", "--data", two, "--out", tmp_path / "out")
+    assert done.returncode == 1 and "batch_1.events.arrow: was prepared from another data set; event 0 is not what it is in" in done.stderr, done.stderr
+    assert before == {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    prepare(one, tmp_path / "part", [1], progress=False)
+    with pytest.raises(DataError, match="truth.parquet: is not that of .*, but file 1 was prepared with it"): prepare(two, tmp_path / "part", [2], progress=False)
+    meta = pd.read_parquet(one / "train_meta.parquet")
+    meta[meta.event_id != 3].to_parquet(one / "train_meta.parquet", index=False)
+    assert len(IceCubeDataset(prepare(one, tmp_path / "out", progress=False))) == 39
 
 
 def test_what_display_can_write(tiny_dataset, tmp_path):
@@ -145,6 +163,7 @@ def test_defaults_are_said_once():
         for action in verb._actions:
             text = verb._get_formatter()._expand_help(action) if action.help else ""
             assert "None" not in text and text.count("default") <= 1 + 2 * (action.dest == "mix"), text
+            if action.default not in (None, "==SUPPRESS==") and action.default is not False: assert "default" in text, (verb.prog, action.dest)
 
 
 def test_bad_data_is_named_without_traceback(tiny_dataset, tmp_path):

@@ -252,7 +252,8 @@ def test_a_frame_of_pulses_is_doubted_and_refused_by_column():
         pd.testing.assert_frame_equal(model.predict(pulses.set_index("event_id")), plain)
         model.predict(pulses.head(3)), model.predict(pulses.iloc[:0])                    # too few pulses to doubt
     for factor in (1e-3, 1e6):
-        with pytest.warns(UserWarning, match="is the unit nanoseconds"): model.predict(pulses.assign(time=pulses.time * factor))
+        with pytest.warns(UserWarning, match="is the unit nanoseconds") as said: model.predict(pulses.assign(time=pulses.time * factor))
+        assert said[0].filename == __file__                                              # where the frame came from
     with pytest.warns(UserWarning, match="is the unit photo-electrons"): model.predict(pulses.assign(charge=pulses.charge * 1e6))
     event = pulses.event_id.iloc[4]
     for column, value, said in (("charge", "a lot", "'a lot' is not a finite number"), ("charge", -1., "'-1.0' is not positive"), ("sensor_id", 7.5, "'7.5' is not a whole number"), ("auxiliary", "True", "'True' is neither 0 nor 1"), ("time", None, "is not a finite number")):
@@ -261,6 +262,8 @@ def test_a_frame_of_pulses_is_doubted_and_refused_by_column():
         with pytest.raises(ValueError, match=f"column {column}, event {event}: .*{said}"): model.predict(bad)
     for unit in ("ns", "us"):
         with pytest.raises(ValueError, match="column time: its type is"): model.predict(pulses.assign(time=pulses.time.astype(np.int64).astype(f"datetime64[{unit}]")))
+    with pytest.raises(ValueError, match="column time: its type is object"): model.predict(pulses.assign(time=pd.to_datetime(pulses.time).astype(object)))
+    pd.testing.assert_frame_equal(model.predict(pd.concat([pulses.assign(note=1), pd.Series(2, pulses.index, name="note")], axis=1)), plain)      # what is not needed may be there twice
     with pytest.raises(ValueError, match="column time twice"): model.predict(pd.concat([pulses, pulses.time], axis=1))
-    for other in ("pulses.parquet", pulses.to_dict(), pulses.to_numpy(), pulses.time):
+    for other in ("pulses.parquet", pulses.to_dict(), pulses.to_numpy(), pulses.time, [pulses], [{}], None):
         with pytest.raises(TypeError, match="a pandas frame of pulses"): model.predict(other)
