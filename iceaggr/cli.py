@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['EXAMPLE', 'UsageError', 'batch_numbers', 'make_place', 'spare_data', 'chosen_batches', 'simulate', 'say_skipped',
-           'prepare', 'train', 'predict', 'write_predictions', 'write_table', 'evaluate', 'display', 'degrees_between',
-           'find_event', 'bench', 'event_name', 'device_name', 'count', 'positive', 'share', 'DefaultsOnce',
-           'make_parser', 'add_simulate', 'add_prepare', 'add_train', 'add_predict', 'add_display', 'add_bench', 'main',
-           'complain']
+           'prepare', 'train', 'predict', 'write_predictions', 'write_table', 'evaluate', 'display', 'find_event',
+           'bench', 'event_name', 'device_name', 'count', 'positive', 'share', 'DefaultsOnce', 'make_parser',
+           'add_simulate', 'add_prepare', 'add_train', 'add_predict', 'add_display', 'add_bench', 'main', 'complain']
 
 # %% ../nbs/14_cli.ipynb #94861d5e
 import argparse
 import csv
 import dataclasses
+import math
 import os
 import re
 import sys
@@ -175,10 +175,10 @@ def evaluate(args):
 # %% ../nbs/14_cli.ipynb #bc8ef44c
 def display(args):
     "Draw one event: an interactive page (.html), or a figure for print (.pdf, .svg, .png)."
-    from iceaggr.display import display_event, plot_event, save_display
+    from iceaggr.display import display_event, make_arrows, plot_event, save_display
     place = Path(args.out)
     if (ending := place.suffix.lower()) not in (".html", ".htm", ".pdf", ".svg", ".png"): raise UsageError(f"--out {place}: name an interactive page (.html), or a figure for print (.pdf, .svg, .png)")
-    if args.animate and not ending.startswith(".htm"): raise UsageError(f"--animate is for interactive pages: let --out end in .html, or leave it out")
+    if args.animate and not ending.startswith(".htm"): raise UsageError("--animate is for interactive pages: let --out end in .html, or leave it out")
     make_place(place)
     index, dataset, row = find_event(args.data, args.split, args.event)
     prediction = kappa = None
@@ -197,7 +197,7 @@ def display(args):
         p = model.predict([collate_dom_packing([dataset[index]], model.settings.max_seq_len)]).iloc[0]
         prediction, kappa = (p.azimuth, p.zenith), p.kappa
     truth = (row.azimuth, row.zenith) if args.split == "train" else None
-    off = "" if truth is None or prediction is None else f", {degrees_between(truth, prediction):.1f}° off"
+    off = "" if truth is None or prediction is None else f", {math.degrees(make_arrows(truth, prediction)[-1].error):.1f}° off"
     what = dict(geometry=dataset.geometry, truth=truth, prediction=prediction, kappa=kappa or None, title=f"event {row.event_id}, {row.n_pulses:,} pulses{off}")
     pulses, static = dataset[index]["pulse_features"], not ending.startswith(".htm")
     figure = plot_event(pulses, **what) if static else display_event(pulses, **what, panels=True, animate=args.animate)
@@ -208,15 +208,6 @@ def display(args):
     print(f"event {row.event_id} with {row.n_pulses:,} pulses in {args.out}")
 
 # %% ../nbs/14_cli.ipynb #d4e71e30
-def degrees_between(
-    a, b, # (azimuth, zenith) [rad]
-) -> float:
-    "Angle between two directions."
-    import math
-    import torch
-    from iceaggr.direction import angles_to_vector, angular_error
-    return math.degrees(angular_error(*(angles_to_vector(*torch.tensor(x, dtype=torch.float64)) for x in (a, b))))
-
 def find_event(
     data, # folder of the data set
     split:str, # "train" or "test"

@@ -325,7 +325,8 @@ def refuse_others(
     except DataError: return                                                              # said when it is read for good
     for b, table in old.items():
         have = table.to_pandas().set_index("event_id")
-        now = new[new.batch_id == b].reindex(have.index)
+        now = new[new.batch_id == b]
+        now = now[~now.index.duplicated()].reindex(have.index)                            # a number that is there twice is an error of its own
         same = (have.azimuth == now.azimuth) & (have.zenith == now.zenith) if split == "train" else have.n_pulses == now.last_pulse_index - now.first_pulse_index + 1
         if 2 * same.sum() < len(have): raise DataError(f"{made[b]}: was prepared from another data set; event {have.index[int((~same).argmax())]} is not what it is in {root}: choose another folder, or remove {out}")
 

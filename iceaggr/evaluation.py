@@ -550,6 +550,7 @@ def _calibration_html(cal, n):
                                             "for small errors the error times the square root of kappa; where kappa is right, pulls follow the Rayleigh distribution.")
     return _table(["", "here", "calibrated"], rows) + f'<p class="soft">{words}</p>'
 
+# %% ../nbs/12_evaluation.ipynb #cfb96870
 def report_html(
     metrics:dict,  # of `evaluate`
     images:dict,   # name: PNG bytes

@@ -1,6 +1,7 @@
 """The command as a user runs it: processes of its own, exit codes, interruption and resume."""
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -115,7 +116,8 @@ def test_display_takes_what_predict_wrote(tiny_dataset, tmp_path):
     for event, said in ((ids.iloc[0], ""), (ids.iloc[-1], f"p.parquet has no prediction of event {ids.iloc[-1]}")):
         done = call("display", "--data", tiny_dataset, "--event", event, "--predictions", tmp_path / "p.parquet", "--out", tmp_path / "event.html")
         assert done.returncode == 0 and said in done.stdout and bool(said) == ("no prediction" in done.stdout), done.stderr
-        assert ("path predicted" in (tmp_path / "event.html").read_text()) == (not said)
+        page = (tmp_path / "event.html").read_text()
+        assert ("path predicted" in page) == (not said) == bool(re.search(r" pulses, [\d.]+(°|\\u00b0) off", page))
 
 
 def test_data_are_not_written_over(tiny_dataset, tmp_path):
@@ -147,6 +149,8 @@ def test_prepared_form_of_another_data_set_stays(tmp_path):
     prepare(one, tmp_path / "part", [1], progress=False)
     with pytest.raises(DataError, match="truth.parquet: is not that of .*, but file 1 was prepared with it"): prepare(two, tmp_path / "part", [2], progress=False)
     meta = pd.read_parquet(one / "train_meta.parquet")
+    pd.concat([meta, meta[:1]]).to_parquet(one / "train_meta.parquet", index=False)
+    with pytest.raises(DataError, match="lies inside the range of another event"): prepare(one, tmp_path / "out", progress=False)
     meta[meta.event_id != 3].to_parquet(one / "train_meta.parquet", index=False)
     assert len(IceCubeDataset(prepare(one, tmp_path / "out", progress=False))) == 39
 
