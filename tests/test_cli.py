@@ -37,6 +37,7 @@ def test_train_predict_evaluate_from_either_form(tiny_dataset, tmp_path):
         run = tmp_path / f"run-{form.name}"
         done = call("train", "--data", form, "--out", run, "--epochs", 1, "--batch-size", 4, "--train-batches", "2,3", "--valid-batches", 10)
         assert done.returncode == 0, done.stderr
+        assert ("little better than guessing" in done.stdout) == (pd.read_csv(run / "log.csv").held_out_mean_degrees.min() > 80)
         settings = json.loads((run / "settings.json").read_text())
         assert settings["train_batches"] == [2, 3] and settings["valid_batches"] == [10] and settings["train"]["batch_size"] == 4
         done = call("predict", "--run", run, "--data", form, "--batches", 10, "--out", run / "p.parquet")

@@ -493,6 +493,30 @@ def test_blocks_and_pieces_of_any_size(events, piece, block, random):
         assert np.array_equal(a.gather(np.array([order[k]])), e[np.argsort(e[:, 0], kind="stable")])
 
 
+def test_thin_events(tmp_path):
+    "With all light an event stays as it is; with less its charge falls in proportion while the noise stays, and direction and source are kept; every tenth event is left out."
+    data = simulate_dataset(tmp_path / "data", 300, seed=5, events_per_file=150, progress=False, mix="ppc")
+    thin = lambda out, *options: call(data, tmp_path / out, "--files", "1,2", *options, script=Path(__file__).parents[1] / "data_scripts/thin_events.py")
+    read = lambda folder: (pd.concat([pd.read_parquet(f).groupby("event_id").agg(charge=("charge", "sum"), pulses=("charge", "size"), noise=("auxiliary", "sum"), sensors=("sensor_id", frozenset)) for f in sorted((folder / "train").iterdir())]),
+                           pd.read_parquet(folder / "truth.parquet").merge(pd.read_parquet(folder / "train_meta.parquet"), on=["batch_id", "event_id"]).set_index("event_id"))
+    assert thin("all", "--copies", 1, "--least", 1, "--most", 1).returncode == 0
+    (before, source), (same, truth) = read(data), read(tmp_path / "all")
+    of = before.loc[truth.source_event].set_index(same.index)
+    assert len(same) == 270 and not (source.index.get_indexer(truth.source_event) % 10 == 9).any()
+    assert all(b <= a for a, b in zip(of.sensors, same.sensors)) and abs(same.pulses.sum() / of.pulses.sum() - 1) < 0.03 and abs(same.charge.sum() / of.charge.sum() - 1) < 0.03
+    done = thin("half", "--copies", 2, "--least", 0.5, "--most", 0.5)
+    assert done.returncode == 0, done.stderr
+    half, truth = read(tmp_path / "half")
+    of, origin = before.loc[truth.source_event].set_index(half.index), source.loc[truth.source_event]
+    assert len(half) < 540 and set(truth.batch_id) == {1, 2} and (truth.light == 0.5).all()
+    for column in ("azimuth", "zenith", "type", "vertex_x"): assert np.array_equal(truth[column], origin[column])
+    bright = of.charge > 300
+    assert bright.sum() > 20 and ((half.charge / of.charge)[bright] - 0.5).abs().median() < 0.06
+    lonely = of.charge < 80                                                # most auxiliary pulses are noise, with some light of single DOMs
+    assert 0.8 < half.noise[lonely].mean() / of.noise[lonely].mean() < 1.1
+    assert "already" in thin("half").stderr and "no events of a file 7" in call(data, tmp_path / "none", "--files", "7", script=Path(__file__).parents[1] / "data_scripts/thin_events.py").stderr and not (tmp_path / "none").exists()
+
+
 def test_join_datasets(tmp_path):
     "Events of several data sets keep their pulses and truth; ids are new, and refused are an existing folder and another detector."
     parts = [simulate_dataset(tmp_path / name, 60, seed=seed, events_per_file=30, progress=False) for name, seed in (("a", 1), ("b", 2))]
