@@ -60,7 +60,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if args.out.exists(): parser.error(f"{args.out} is there already: choose another folder")
     if not 0 < args.least <= args.most <= 1: parser.error("--least and --most are shares, above 0 and at most 1, the first not the larger one")
-    if args.held_out < 2: parser.error("--held-out must be at least 2")
+    if args.held_out < 2 or args.copies < 1: parser.error("--held-out must be at least 2, --copies at least 1")
     (pulses, truth), geometry = read_events(args.data, args.files), load_geometry(args.data)
     recording = pulses.sensor_id.unique()
     detector = make_detector(geometry, np.setdiff1d(np.arange(len(geometry.xyz)), recording))
