@@ -109,7 +109,7 @@ def train(args):
     except ValueError as e: raise UsageError(str(e)) from None
     with process_group(args.device) as device:
         train_batches, valid_batches = (chosen_batches(b, args.data) for b in (args.train_batches, args.valid_batches))
-        log = training.train(args.data, args.out, args.preset, train_batches, valid_batches, settings, args.init, args.resume, device, args.workers, on_bad_event=args.on_bad_event)
+        log = training.train(args.data, args.out, args.preset, train_batches, valid_batches, settings, args.init, args.resume, device, args.workers, on_bad_event=args.on_bad_event, teacher=args.teacher or ())
         if len(log) and rank() == 0 and not log.attrs["interrupted"]:
             if not log.held_out_mean_degrees.notna().any(): raise FloatingPointError(f"no epoch of {args.out} ended with a finite error: train into a new folder with a lower learning rate")
             best = log.loc[log.held_out_mean_degrees.idxmin()]
@@ -340,6 +340,8 @@ def add_train(p):
     length.add_argument("--minutes", type=float, help="train for so long instead; the learning rate follows the clock")
     p.add_argument("--seed", type=int, default=0, help="of the initial weights and of the order of events")
     p.add_argument("--init", metavar="WEIGHTS", help="start from these weights: a .safetensors file, the folder of a run, or the name of a pretrained model")
+    p.add_argument("--teacher", nargs="+", metavar="FILE", help="predictions of other models for the training events, made by `iceaggr predict`: learn from their mean and from the truth")
+    p.add_argument("--teacher-share", type=float, help="share of the teachers in what is learned from; default 0.7")
     p.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
     p.add_argument("--lr", type=float, help="peak learning rate; default 3e-3")
     p.add_argument("--batch-size", type=positive, help="events a step, of all processes together; default 64")

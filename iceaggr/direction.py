@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['angles_to_vector', 'vector_to_angles', 'angular_error', 'angular_error_angles', 'vmf_log_norm', 'vmf_loss',
-           'vmf_quantile', 'vmf_sample']
+           'vmf_resultant', 'vmf_quantile', 'vmf_sample']
 
 # %% ../nbs/01_direction.ipynb #8f12659c
 import math
@@ -95,17 +95,30 @@ def vmf_loss(
     vector:Tensor,         # (..., 3) direction times kappa
     target:Tensor,         # (..., 3) true direction, unit vectors
     reduction:str="mean",  # or "sum", "none"
+    resultant:Tensor=None, # (...) length of the mean of the directions that it may be, of which target has the direction; None: 1
 ) -> Tensor: # () or, with "none", (...)
-    "Negative log-likelihood of the von Mises-Fisher distribution, kappa being the length of the vector."
+    "Negative log-likelihood of the von Mises-Fisher distribution, kappa being the length of the vector; with a resultant its mean over directions."
     vector, target = _real(vector), _real(target)
     kappa = _length(*vector.unbind(-1))
     broad = -_log_norm(kappa, with_exponent=True) - (vector * target).sum(-1)
     mu = vector / kappa.clamp(min=1)[..., None]
     sharp = -_log_norm(kappa, with_exponent=False) + kappa * 0.5 * (mu - target).square().sum(-1)
     loss = torch.where(kappa < 1, broad, sharp)
+    if resultant is not None: loss = loss + (1 - _real(resultant)) * (vector * target).sum(-1)
     if reduction == "none": return loss
     if reduction not in ("mean", "sum"): raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
     return loss.mean() if reduction == "mean" else loss.sum()
+
+# %% ../nbs/01_direction.ipynb #3586caf6
+def vmf_resultant(
+    kappa:Tensor, # (...) concentration, 0 or more
+) -> Tensor: # (...) in [0, 1)
+    "Length of the mean of all directions, coth(kappa) - 1 / kappa."
+    kappa = _real(kappa)
+    small, k2 = kappa < _SMALL_KAPPA, kappa ** 2
+    large = torch.where(small, 1., kappa)
+    return torch.where(small, kappa * (1 / 3 - k2 * (1 / 45 - k2 * (2 / 945 - k2 / 4725))), 1 / torch.tanh(large) - 1 / large)
+
 
 # %% ../nbs/01_direction.ipynb #fb2ec50b
 def _vmf_w(kappa, probability):

@@ -6,10 +6,10 @@
 __all__ = ['CHECKPOINTS', 'LOG_COLUMNS', 'ECHO', 'RUN_FILES', 'TrainSettings', 'lr_factor', 'orthogonalised', 'Muon', 'MuonAdamW',
            'update_average', 'new_state', 'has_checkpoint', 'save_state', 'write_copies', 'write_skipped_steps',
            'read_checkpoint', 'load_state', 'predict_with_truth', 'validate', 'coverage_scale', 'coverage_power',
-           'calibrate', 'stop_signal', 'loss_backward', 'random_state', 'train_step', 'Pace', 'Job', 'epoch_batches',
-           'epoch_loader', 'train_epoch', 'step_seed', 'skip_step', 'fit', 'end_epoch', 'copied', 'finish', 'plot_log',
-           'LiveCurves', 'in_notebook', 'train', 'start_from', 'source_commit', 'choose_batches', 'events_checksum',
-           'claim_run', 'changed_facts']
+           'calibrate', 'stop_signal', 'teacher_targets', 'taught', 'loss_backward', 'random_state', 'train_step',
+           'Pace', 'Job', 'epoch_batches', 'epoch_loader', 'train_epoch', 'step_seed', 'skip_step', 'fit', 'end_epoch',
+           'copied', 'finish', 'plot_log', 'LiveCurves', 'in_notebook', 'train', 'start_from', 'source_commit',
+           'choose_batches', 'events_checksum', 'claim_run', 'changed_facts']
 
 # %% ../nbs/11_training.ipynb #e995fa20
 import copy
@@ -44,8 +44,9 @@ import iceaggr
 from . import __version__
 from .augmentation import grid_motions, moved_detector, perturb
 from .data import EventBatchSampler, IceCubeDataset, left_out, split_batches
-from .direction import angles_to_vector, angular_error, vmf_loss, vmf_quantile
+from .direction import angles_to_vector, angular_error, vector_to_angles, vmf_loss, vmf_quantile, vmf_resultant
 from .distributed import fair_share, on_first, process_group, rank, share_weights, sum_gradients, sum_over, world_size
+from .evaluation import read_predictions
 from .geometry import Geometry, few
 from .model import PRESETS, WEIGHTS_VERSION, HierarchicalTransformer, predict_dataset, save_weights
 from .packing import PackedBatches, split_batch, to_device
@@ -67,6 +68,7 @@ class TrainSettings:
     augment:bool = True          # learn from moved detectors, thinned noise and jittered pulses
     precision:str = "float32"    # or "bfloat16": autocast
     graph_pulses:int|None = None # most pulses whose graph is kept in T1, above it gradients are computed in slices; None: 16,384 on a CPU, 262,144 on a GPU
+    teacher_share:float = 0.7    # of the target, where there are predictions of a teacher; the rest is the truth
     held_out:int = 10            # one training event of so many is kept back, to choose the epoch and to calibrate kappa
     valid_events:int = 4_096     # events of the validation files, and of those kept back, looked at after each epoch
     save_minutes:float = 5.      # minutes between checkpoints inside an epoch
@@ -76,6 +78,7 @@ class TrainSettings:
         if self.precision not in ("float32", "bfloat16"): raise ValueError(f'precision must be "float32" or "bfloat16"; got {self.precision!r}')
         for name in ("batch_size", "max_pulses", "lr", "valid_events", "clip", "save_minutes") + (("epochs",) if self.minutes is None else ("minutes",)):
             if not 0 < getattr(self, name) < math.inf: raise ValueError(f"{name} must be positive and finite; got {getattr(self, name)}")
+        if not 0 < self.teacher_share <= 1: raise ValueError(f"teacher_share must be above 0 and at most 1; got {self.teacher_share}")
         if self.held_out < 2: raise ValueError(f"held_out must be at least 2; got {self.held_out}")
         if self.seed < 0: raise ValueError(f"seed must be 0 or more; got {self.seed}")
 
@@ -347,6 +350,35 @@ def stop_signal(): # yields an Event that is set on Ctrl-C or SIGTERM
 
 ECHO = 2.                                                      # s: torchrun passes on to its processes the Ctrl-C that the terminal has sent them already
 
+# %% ../nbs/11_training.ipynb #dc8404fc
+def teacher_targets(
+    dataset, # IceCubeDataset with targets, whose events have numbers of their own
+    tables, # files of predictions, .parquet or .csv, with kappa, that have all of its events
+    share:float, # of their mean in the target, the rest is the truth
+) -> pd.DataFrame: # azimuth, zenith [rad], resultant, by event_id; DataError if an event has no prediction
+    "Mean directions to learn from, of predictions and truth."
+    ids, vector = pd.Index(dataset.event_ids), 0.
+    if not ids.is_unique: raise DataError(f"events {few(ids[ids.duplicated()])} are there more than once: predictions cannot tell them apart")
+    for path in tables:
+        table = read_predictions(path).set_index("event_id")
+        if "kappa" not in table: raise DataError(f"{path}: no column kappa, by which a teacher says how sure it is")
+        missing = ids.difference(table.index)
+        if len(missing): raise DataError(f"{path}: {len(missing):,} of {len(ids):,} training events have no prediction: {few(missing)}; predict all files to train on")
+        azimuth, zenith, kappa = (torch.from_numpy(table.loc[ids, c].to_numpy(np.float64)) for c in ("azimuth", "zenith", "kappa"))
+        vector = vector + angles_to_vector(azimuth, zenith) * vmf_resultant(kappa)[:, None] / len(tables)
+    vector = share * vector + (1 - share) * angles_to_vector(*torch.tensor(dataset.targets.astype(np.float64)).T)
+    azimuth, zenith = vector_to_angles(vector)
+    return pd.DataFrame(dict(azimuth=azimuth, zenith=zenith, resultant=vector.norm(dim=-1)), index=ids.rename("event_id"), dtype=np.float32)
+
+def taught(
+    batch:dict, # packed, on the CPU
+    teacher:pd.DataFrame, # of `teacher_targets`
+) -> dict: # packed, with the targets of the teacher and their resultants
+    "The same events with other targets."
+    rows = torch.from_numpy(teacher.loc[batch["metadata"]["event_ids"].numpy()].to_numpy())
+    return dict(batch, metadata=dict(batch["metadata"], targets=rows[:, :2], resultants=rows[:, 2]))
+
+
 # %% ../nbs/11_training.ipynb #ec8b209e
 def loss_backward(
     model:HierarchicalTransformer,
@@ -354,12 +386,12 @@ def loss_backward(
     settings:TrainSettings,
 ) -> Tensor: # summed loss of the batch; the gradients of loss / batch_size are in the parameters, complete when this returns
     "Loss and backward, in slices where the batch is large."
-    target = angles_to_vector(*batch["metadata"]["targets"].T)
+    target, resultant = angles_to_vector(*batch["metadata"]["targets"].T), batch["metadata"].get("resultants")
     autocast = lambda: torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
     cells, most = batch["dom_mask"].numel(), settings.graph_pulses or (262_144 if model.device.type == "cuda" else 16_384)
     if cells <= most:
         with autocast(): vector = model.vector(batch)
-        loss = vmf_loss(vector, target, reduction="sum")
+        loss = vmf_loss(vector, target, "sum", resultant)
         (loss / settings.batch_size).backward()
         return loss.detach()
     parts = list(split_batch(batch, max(most // 2 // batch["dom_mask"].shape[1], 1)))
@@ -369,7 +401,7 @@ def loss_backward(
         for i, part in enumerate(parts): before[i] = random_state(model.device); slices.append(model.t1(part, len(part["packed_sequences"]))[0])
     embeddings = torch.cat(slices).requires_grad_()
     with autocast(): vector = model.t2.vector(**model.t2_batch(batch, embeddings))
-    loss = vmf_loss(vector, target, reduction="sum")
+    loss = vmf_loss(vector, target, "sum", resultant)
     (loss / settings.batch_size).backward()
     after = random_state(model.device)
     for part, state, gradient in zip(parts, before, embeddings.grad.split([len(x) for x in slices])):
@@ -441,6 +473,7 @@ class Job:
     optimizer:object
     train_ds:IceCubeDataset
     valid_ds:IceCubeDataset
+    teacher:pd.DataFrame|None    # of `teacher_targets`
     held_out:np.ndarray          # numbers of the training events kept back
     motions:tuple                # of the detector, and the point that stays
     settings:TrainSettings
@@ -493,6 +526,7 @@ def train_epoch(
         motion = motions[np.random.default_rng([s.seed, state["epoch"], state["batch"], 1]).integers(len(motions))]
         if batch is None: loss = train_step(job.model, job.optimizer, None, s, state["lr"])
         else:
+            if job.teacher is not None: batch = taught(batch, job.teacher)
             with moved_detector(job.model.t2, to_device(batch, job.model.device), motion, middle) as batch: loss = train_step(job.model, job.optimizer, batch, s, state["lr"])
         state["step"] += 1; state["batch"] += 1
         if loss is None: skip_step(job, events)
@@ -543,6 +577,7 @@ def fit(
     optimizer=None, # of the parameters of the model; None: `MuonAdamW`
     clock=time.perf_counter, # counts the seconds of a run given in minutes; `time.process_time` where others share the machine
     on_epoch=None, # function of the log, called after each epoch
+    teacher:pd.DataFrame|None=None, # of `teacher_targets`
 ) -> pd.DataFrame: # the log, one row an epoch
     "Train, with all processes that have joined; checkpoints, weights and the log go to the run's folder."
     run, average, progress = Path(run), copy.deepcopy(model), progress and rank() == 0
@@ -556,7 +591,7 @@ def fit(
     motions, middle = grid_motions(train_ds.geometry)
     if not settings.augment: motions = motions[:1]             # as it is
     with stop_signal() as stop:
-        job = Job(run, model, average, optimizer, train_ds, valid_ds, held_out, (motions, middle), settings, state, Pace(state, settings, clock, stop), progress)
+        job = Job(run, model, average, optimizer, train_ds, valid_ds, teacher, held_out, (motions, middle), settings, state, Pace(state, settings, clock, stop), progress)
         while not state["finished"]:
             if job.pace.done() < 1: train_epoch(job, workers)
             if job.pace.stopped and job.pace.done() < 1: break
@@ -655,6 +690,7 @@ def train(
     workers:int=0, # processes that load, for each process that trains
     progress:bool=True,
     on_bad_event:str="error", # or "skip": leave bad events out, list them in the run's skipped.csv
+    teacher=(), # files of predictions for the training events, .parquet or .csv, of other models
 ) -> pd.DataFrame: # the log
     "Train a model on a data set, with all processes that `torchrun` started; the weights are in the run's folder."
     with process_group(device) as device:
@@ -664,16 +700,17 @@ def train(
         valid_ds = IceCubeDataset(data, batch_ids=valid_batches, max_events=settings.valid_events, cache_size=1, on_bad_event=on_bad_event)
         for ds, files in ((train_ds, train_batches), (valid_ds, valid_batches)):
             if not len(ds): raise DataError(f"{data}: no good event in the files {files}: choose others")
+        taught_by = teacher_targets(train_ds, teacher, settings.teacher_share) if teacher else None
         torch.manual_seed(settings.seed)
         resuming = resume and has_checkpoint(run)
         if sum_over(resuming)[0] not in (0, world_size()): raise ValueError(f"some of the processes find no checkpoint in {run}: it must lie on a disk that all hosts share")
         model = HierarchicalTransformer(preset, train_ds.geometry).to(device)
         if init is not None and not resuming: start_from(model, init)
         facts = dict(init=None if init is None else str(init), model=dataclasses.asdict(model.settings), train=dataclasses.asdict(settings), train_batches=train_batches, valid_batches=valid_batches,
-                     train_events=len(train_ds), valid_events=len(valid_ds), train_checksum=events_checksum(train_ds), valid_checksum=events_checksum(valid_ds), version=__version__, commit=source_commit())
+                     train_events=len(train_ds), valid_events=len(valid_ds), train_checksum=events_checksum(train_ds), valid_checksum=events_checksum(valid_ds), teacher=[str(path) for path in teacher], teacher_checksum=None if taught_by is None else zlib.crc32(np.ascontiguousarray(taught_by)), version=__version__, commit=source_commit())
         on_first(lambda: claim_run(run, facts, resume))
         if on_bad_event == "skip": on_first(lambda: write_skipped([train_ds.skipped, valid_ds.skipped], run / "skipped.csv"))
-        log = fit(model, train_ds, valid_ds, run, settings, resuming, workers, progress, on_epoch=LiveCurves() if progress and in_notebook() else None)
+        log = fit(model, train_ds, valid_ds, run, settings, resuming, workers, progress, on_epoch=LiveCurves() if progress and in_notebook() else None, teacher=taught_by)
         if len(log) and rank() == 0 and importlib.util.find_spec("matplotlib"):  # GPU machines may lack it
             with replacing(run / "curves.png") as part: plot_log(log).savefig(part, format="png", dpi=120)
     return log
@@ -758,4 +795,4 @@ def changed_facts(
     "What differs and makes a difference to the weights."
     flat = lambda facts: {f"{k}.{f}" if f else k: x for k, v in facts.items() for f, x in (v.items() if isinstance(v, dict) else [("", v)])}
     old, new = flat(old), flat(new)
-    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in old | new if k not in ("version", "commit", "train.save_minutes") and old.get(k) != new.get(k)]
+    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in old | new if k not in ("version", "commit", "teacher", "train.save_minutes") and old.get(k) != new.get(k)]

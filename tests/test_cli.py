@@ -63,6 +63,29 @@ def test_training_starts_from_other_weights(tiny_dataset, tmp_path):
     assert done.returncode == 1 and "no weights at" in done.stderr
 
 
+def test_training_learns_from_a_teacher(tiny_dataset, tmp_path):
+    "One that knows the truth teaches what the truth teaches; one that does not teaches something else; a resume keeps to its teacher, wherever the file is now."
+    args = ["train", "--data", tiny_dataset, "--epochs", 1, "--batch-size", 4, "--train-batches", "2,3", "--valid-batches", 10]
+    truth = pd.read_parquet(tiny_dataset / "train_meta.parquet").query("batch_id != 10")[["event_id", "azimuth", "zenith"]]
+    truth.assign(kappa=1e12).to_parquet(tmp_path / "truth.parquet")
+    truth.assign(kappa=1e12, zenith=3.14 - truth.zenith).to_csv(tmp_path / "wrong.csv", index=False)
+    for out, teachers in {"plain": (), "right": ("--teacher", tmp_path / "truth.parquet", tmp_path / "truth.parquet"), "wrong": ("--teacher", tmp_path / "wrong.csv", "--teacher-share", 1)}.items():
+        done = call(*args, "--out", tmp_path / out, *teachers)
+        assert done.returncode == 0, done.stderr
+    plain, right, wrong = (weights(tmp_path / out) for out in ("plain", "right", "wrong"))
+    for name, x in plain.items(): torch.testing.assert_close(right[name], x, atol=1e-4, rtol=1e-3, msg=name)
+    assert max(float((wrong[name] - x).abs().max()) for name, x in plain.items()) > 1e-3
+    shutil.move(tmp_path / "wrong.csv", tmp_path / "moved.csv")
+    again = [*args, "--out", tmp_path / "wrong", "--resume", "--teacher-share", 1, "--teacher"]
+    assert call(*again, tmp_path / "moved.csv").returncode == 0
+    done = call(*again, tmp_path / "truth.parquet")
+    assert done.returncode and "teacher_checksum" in done.stderr, done.stderr
+    truth[1:].assign(kappa=1.).to_parquet(tmp_path / "few.parquet")
+    done = call(*args, "--out", tmp_path / "few", "--teacher", tmp_path / "few.parquet")
+    assert done.returncode == 1 and "few.parquet" in done.stderr and f"{truth.event_id.iloc[0]}" in done.stderr and not (tmp_path / "few").exists()
+    assert call(*args, "--out", tmp_path / "few", "--teacher", tmp_path / "truth.parquet", "--teacher-share", 2).returncode == 2
+
+
 def test_too_few_events_to_keep_any_back(tiny_dataset, tmp_path):
     done = call("train", "--data", tiny_dataset, "--out", tmp_path / "run", "--epochs", 1, "--train-batches", "2", "--valid-batches", 10)
     assert done.returncode == 1 and "too few" in done.stderr, done.stderr

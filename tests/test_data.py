@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from iceaggr.data import EventBatchSampler, IceCubeDataset, prepare, split_batches
 from iceaggr.faults import BATCH, META, put, write_tiny
+from iceaggr.geometry import Geometry, load_geometry
 from iceaggr.prepared import map_arrow
 from iceaggr.reading import DataError, PulseBlocks, dom_order, event_time_reference, find_batches, read_meta
 from iceaggr.simulation import simulate_dataset
@@ -516,6 +517,45 @@ def test_thin_events(tmp_path):
     assert 0.8 < half.noise[lonely].mean() / of.noise[lonely].mean() < 1.1
     assert all("at least" in thin("none", *bad).stderr for bad in (("--copies", 0), ("--held-out", 1))) and "shares" in thin("none", "--least", 0.9, "--most", 0.5).stderr
     assert "already" in thin("half").stderr and "no events of a file 7" in call(data, tmp_path / "none", "--files", "7", script=Path(__file__).parents[1] / "data_scripts/thin_events.py").stderr and not (tmp_path / "none").exists()
+
+
+def test_move_cascades(tmp_path):
+    "Each DOM's light is found again on a DOM at its depth, as far away sideways as the cascade was moved, at the same delay after unscattered light; directions stay, tracks and events kept back are left out."
+    drilled = Geometry.nominal().xyz + np.random.default_rng(0).uniform([-8, -8, -4], [8, 8, 4], (86, 3)).repeat(60, axis=0)      # off the grid
+    data = simulate_dataset(tmp_path / "data", 300, seed=6, events_per_file=150, progress=False, mix="cascades", geometry=Geometry(drilled))
+    move = lambda out, *options: call(data, tmp_path / out, "--files", "1,2", *options, script=Path(__file__).parents[1] / "data_scripts/move_cascades.py")
+    done = move("moved", "--copies", 2, "--least", 1, "--most", 1)
+    assert done.returncode == 0, done.stderr
+    xyz, truth, source = load_geometry(data).xyz, pd.read_parquet(tmp_path / "moved/truth.parquet"), pd.read_parquet(data / "truth.parquet").set_index("event_id")
+    table = lambda folder: pd.concat([pd.read_parquet(f) for f in sorted((folder / "train").iterdir())])
+    before, after, meta = table(data), table(tmp_path / "moved"), pd.read_parquet(tmp_path / "moved/train_meta.parquet").set_index("event_id")
+    origin = source.loc[truth.source_event].reset_index()
+    assert len(truth) > 80 and (origin.type == "cascade").all() and not (truth.source_event % 10 == 9).any()
+    directions = pd.read_parquet(data / "train_meta.parquet").set_index("event_id").loc[truth.source_event]
+    for column in ("azimuth", "zenith"): assert np.array_equal(meta[column], directions[column])
+    places = ["vertex_x", "vertex_y", "vertex_z"]
+    vectors = truth[places].to_numpy() - origin[places].to_numpy()
+    assert (vectors[:, 2] == 0).all() and (np.hypot(*vectors.T[:2]) > 120).all() and len(np.unique(vectors.round(3), axis=0)) > 20
+    found = checked = 0
+    for vector, row, old in zip(vectors, truth.itertuples(), origin.itertuples()):
+        was, now = before.loc[row.source_event], after.loc[row.event_id]
+        was, now = was[~was.auxiliary], now[~now.auxiliary]
+        delay = lambda p, vertex: p.time.to_numpy() - 1.36 / 0.299792458 * np.linalg.norm(xyz[p.sensor_id] - vertex, axis=1)
+        a, b = was.assign(delay=delay(was, [old.vertex_x, old.vertex_y, old.vertex_z])), now.assign(delay=delay(now, [row.vertex_x, row.vertex_y, row.vertex_z]))
+        a, b = (p.groupby("sensor_id").agg(charge=("charge", "sum"), delay=("delay", "min"), n=("delay", "size")) for p in (a, b))
+        a = a[a.index < 78 * 60].nlargest(4, "charge")
+        offset = xyz[a.index, None] + vector - xyz[None, b.index]
+        near = (np.linalg.norm(offset[..., :2], axis=2) < 22) & (np.abs(offset[..., 2]) < 12)
+        same = [(x, b.iloc[n.argmax()]) for (_, x), n in zip(a.iterrows(), near) if n.sum() == 1]
+        found += sum(abs(y.charge / x.charge - 1) < 0.05 for x, y in same); checked += len(same)
+        shifts = np.array([y.delay - x.delay for x, y in same if x.n == y.n])
+        if len(shifts) > 1: assert np.median(np.abs(shifts - np.median(shifts))) < 3, shifts                        # times are whole nanoseconds, and the trigger's moves all alike
+    assert checked > 200 and found > 0.8 * checked, (found, checked)
+    tracks = simulate_dataset(tmp_path / "few", 20, seed=1, events_per_file=20, progress=False)
+    truth = pd.read_parquet(tracks / "truth.parquet")
+    truth.assign(type="track_through").to_parquet(tracks / "truth.parquet")
+    refused = call(tracks, tmp_path / "none", "--files", "1", script=Path(__file__).parents[1] / "data_scripts/move_cascades.py")
+    assert refused.returncode and "no cascade" in refused.stderr and not (tmp_path / "none").exists()
 
 
 def test_join_datasets(tmp_path):
