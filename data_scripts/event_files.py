@@ -21,9 +21,14 @@ def read_events(folder, files, most=None):
     return pd.concat(pulses, ignore_index=True), pd.concat(truths, ignore_index=True)
 
 
-def write_events(out, geometry, files):
-    "A data set of files (number, pulses with event from 0 on, truth with azimuth and zenith), whose events get new ids; a folder that is there already is refused before the first of them is asked for."
+def refuse_existing(out):
+    "A data set is not written over."
     if out.exists(): raise SystemExit(f"{out} is there already: choose another folder")
+
+
+def write_events(out, geometry, files):
+    "A data set of files (number, pulses with event from 0 on, truth with azimuth and zenith), whose events get new ids."
+    refuse_existing(out)
     making = out.with_name(f".{out.name}.part")
     shutil.rmtree(making, ignore_errors=True)
     (making / "train").mkdir(parents=True)

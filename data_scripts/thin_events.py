@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from event_files import read_events, write_events
+from event_files import read_events, refuse_existing, write_events
 from tqdm import tqdm
 
 from iceaggr.geometry import DOMS_PER_STRING, N_STRINGS, load_geometry
@@ -79,6 +79,7 @@ def parsed(doc, least, most):
     parser.add_argument("--mix", default="ppc", help="of the simulation, whose read-out triggers")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    refuse_existing(args.out)
     if not 0 < args.least <= args.most <= 1: parser.error("--least and --most are shares, above 0 and at most 1, the first not the larger one")
     if args.held_out < 2 or args.copies < 1: parser.error("--held-out must be at least 2, --copies at least 1")
     return args
