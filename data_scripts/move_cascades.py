@@ -10,6 +10,7 @@ import pandas as pd
 from event_files import write_events
 from thin_events import Source, parsed
 
+from iceaggr.augmentation import grid_axis
 from iceaggr.geometry import DOMS_PER_STRING, FIRST_DEEPCORE_STRING, N_STRINGS, SPEED_OF_LIGHT
 from iceaggr.simulation import GROUP_INDEX
 
@@ -19,11 +20,7 @@ OFF_GRID, LEVEL, FARTHEST, EDGE = 22., 12., 590., 450.    # m: a string from whe
 
 def string_grid(xy):
     "Whole numbers (n, 2) of strings that stand on a triangular grid, and its two vectors (2, 2) [m]."
-    offset = xy[:, None] - xy
-    distance = np.linalg.norm(offset, axis=2) + np.diag(np.full(len(xy), np.inf))
-    spacing = np.median(distance.min(1))
-    near = offset[np.abs(distance - spacing) < 0.1 * spacing]
-    axis = np.angle(np.exp(6j * np.arctan2(near[:, 1], near[:, 0])).sum()) / 6             # modulo 60 degrees
+    spacing, axis = grid_axis(xy)
     vectors, corner = spacing * np.array([[np.cos(axis + a), np.sin(axis + a)] for a in (0, np.pi / 3)]), xy[len(xy) // 2]
     for _ in range(20):
         numbers = np.rint((xy - corner) @ np.linalg.inv(vectors))
@@ -38,11 +35,12 @@ class MovedSource(Source):
         xy = self.geometry.string_xy[:FIRST_DEEPCORE_STRING]
         numbers, vectors = string_grid(xy)
         at, far = {tuple(n): k for k, n in enumerate(numbers)}, np.ptp(numbers, axis=0).max()
-        self.moves = []                                        # vector [m], (78,) for each string the one whose light it gets, or -1
+        moves = []
         for step in ((i, j) for i in range(-far, far + 1) for j in range(-far, far + 1) if (i, j) != (0, 0)):
             vector, origin = step @ vectors, np.array([at.get(tuple(n - step), -1) for n in numbers])
             origin[np.linalg.norm(xy - xy[origin] - vector, axis=1) > OFF_GRID] = -1
-            if (origin >= 0).any(): self.moves.append((vector, origin))
+            if (origin >= 0).any(): moves.append((vector, origin))
+        self.vectors, self.origins = map(np.stack, zip(*moves))     # (M, 2) [m]; (M, 78) for each string the one whose light it gets, or -1
         t = self.truth
         self.vertex = t[["vertex_x", "vertex_y", "vertex_z"]].to_numpy(float)
         self.places = {e: self.places_of(e) for e in self.events if t.type[e] == "cascade"}
@@ -51,11 +49,10 @@ class MovedSource(Source):
     def places_of(self, e):
         "Where a cascade can go: numbers of the moves, and their probabilities."
         xy, near = self.geometry.string_xy, next(r for most, r in NEAR if self.truth.n_signal_pe[e] <= most)
-        vectors = np.stack([v for v, _ in self.moves])
-        place = self.vertex[e, :2] + vectors
+        place = self.vertex[e, :2] + self.vectors
         distance = np.linalg.norm(xy - place[:, None], axis=2)
         on_grid, core = np.split(distance, [FIRST_DEEPCORE_STRING], axis=1)
-        complete = ((on_grid > near) | (np.stack([origin for _, origin in self.moves]) >= 0)).all(1)
+        complete = ((on_grid > near) | (self.origins >= 0)).all(1)
         radius = np.linalg.norm(place, axis=1)
         moves = np.flatnonzero(complete & (core.min(1) > 0.8 * near) & (on_grid.min(1) < 120) & (radius < FARTHEST))
         weight = np.where(radius[moves] > EDGE, 0.25, 1.)
@@ -63,7 +60,7 @@ class MovedSource(Source):
 
     def moved(self, e, move):
         "The pulses of a cascade on their new sensors, which strings they are from, the new vertex."
-        (vector, origin), z = self.moves[move], self.geometry.xyz[:, 2].reshape(N_STRINGS, DOMS_PER_STRING)
+        vector, origin, z = self.vectors[move], self.origins[move], self.geometry.xyz[:, 2].reshape(N_STRINGS, DOMS_PER_STRING)
         pulses, vertex = self.pulses[self.start[e]:self.start[e + 1]], self.vertex[e] + [*vector, 0]
         goes_to = np.full(N_STRINGS, -1)
         goes_to[origin[origin >= 0]] = np.flatnonzero(origin >= 0)

@@ -107,6 +107,7 @@ def train(args):
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(training.TrainSettings) if getattr(args, f.name, None) is not None}
     try: settings = training.TrainSettings(**given)
     except ValueError as e: raise UsageError(str(e)) from None
+    if args.teacher_share and not args.teacher: raise UsageError("--teacher-share needs --teacher: name files of predictions")
     with process_group(args.device) as device:
         train_batches, valid_batches = (chosen_batches(b, args.data) for b in (args.train_batches, args.valid_batches))
         log = training.train(args.data, args.out, args.preset, train_batches, valid_batches, settings, args.init, args.resume, device, args.workers, on_bad_event=args.on_bad_event, teacher=args.teacher or ())

@@ -374,6 +374,7 @@ def prepare(
         write_skipped([made.skipped, *others], out / "skipped.csv")
     return out
 
+# %% ../nbs/02_data.ipynb #bc903ffd
 def promised_rows(path, skip:bool) -> int:
     "Rows of a batch file, for the progress bar; with skip 0 for one that cannot be read."
     try: return open_parquet(path, PULSE_COLUMNS).metadata.num_rows if path else 0

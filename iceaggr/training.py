@@ -584,8 +584,7 @@ def fit(
     optimizer = optimizer or MuonAdamW(model, settings.lr, settings.weight_decay)
     state = load_state(run, model, average, optimizer) if resume else new_state()
     if resume: model.check_geometry(train_ds.geometry)         # the checkpoint brought its own
-    share_weights(model); share_weights(average)
-    model.t2.calibration.fill_(1.); average.t2.calibration.fill_(1.)
+    for m in (model, average): share_weights(m); m.t2.calibration.fill_(1.)
     held_out = left_out(train_ds, settings.held_out, settings.valid_events)
     if not len(held_out): raise DataError(f"{len(train_ds)} training events are too few: one of {settings.held_out} is kept back")
     motions, middle = grid_motions(train_ds.geometry)

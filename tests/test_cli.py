@@ -84,6 +84,8 @@ def test_training_learns_from_a_teacher(tiny_dataset, tmp_path):
     done = call(*args, "--out", tmp_path / "few", "--teacher", tmp_path / "few.parquet")
     assert done.returncode == 1 and "few.parquet" in done.stderr and f"{truth.event_id.iloc[0]}" in done.stderr and not (tmp_path / "few").exists()
     assert call(*args, "--out", tmp_path / "few", "--teacher", tmp_path / "truth.parquet", "--teacher-share", 2).returncode == 2
+    done = call(*args, "--out", tmp_path / "few", "--teacher-share", 0.5)
+    assert done.returncode == 2 and "needs --teacher" in done.stderr, done.stderr
 
 
 def test_too_few_events_to_keep_any_back(tiny_dataset, tmp_path):
