@@ -53,10 +53,12 @@ def spare_data(
     out:Path, # file to be written
     data, # folder of the data set
 ):
-    "UsageError if a file of the data set would be overwritten, or one that has its place there."
+    "UsageError if a file of the data set or of a run would be overwritten, or one that has its place there."
     root, places = Path(data).expanduser(), {out.absolute().parent, out.parent.resolve(), out.resolve().parent}        # links count as what they name, too
     prepared = any((root / f"{split}_files.json").exists() for split in ("train", "test"))
     taken = ("truth.parquet", "sensor_geometry.csv", "simulation.json", "train_meta.parquet", "test_meta.parquet", "train_files.json", "test_files.json", *(["skipped.csv"] if prepared else []))
+    from iceaggr.training import RUN_FILES
+    if out.name in RUN_FILES and any((place / "settings.json").exists() for place in places): raise UsageError(f"{out}: this is a file of the run: choose another folder or name")
     if places & {(root / split).resolve() for split in ("train", "test")} or root.resolve() in places and out.name in taken: raise UsageError(f"{out}: this is a file of the data set: choose another folder")
 
 def chosen_batches(
@@ -335,7 +337,7 @@ def add_train(p):
     "What `train` takes."
     p.add_argument("--preset", choices=("small", "base", "large"), default="small", help="size of the model: 0.5, 1.7 or 52 million parameters")
     p.add_argument("--train-batches", type=batch_numbers, metavar="1,2,5-8", help="files to train on; default: all that are not validated on")
-    p.add_argument("--valid-batches", type=batch_numbers, metavar="9", help="files to validate on; default: the last")
+    p.add_argument("--valid-batches", type=batch_numbers, metavar="9", help="files to validate on (their first 4,096 events, file after file); default: the last")
     length = p.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=positive, help="passes over the training files; default 10")
     length.add_argument("--minutes", type=float, help="train for so long instead; the learning rate follows the clock")
@@ -399,7 +401,7 @@ def complain(error:"str|Exception", code:int) -> int:
     text = str(error)
     if text.startswith("Caught "): text = text.rstrip().splitlines()[-1].partition(": ")[2]      # from a process that loads: torch puts its traceback before it
     if isinstance(error, RuntimeError): text = text.strip().partition("\n")[0]                  # torch may go on with advice for programmers
-    if type(error).__name__ == "OutOfMemoryError": text += "; in training, smaller --max-pulses, --graph-pulses or --batch-size need less"
+    if type(error).__name__ == "OutOfMemoryError": text += "; in training, smaller --graph-pulses need less, with --resume as well; in a new run smaller --max-pulses or --batch-size, too"
     print(f"iceaggr: error: {text or type(error).__name__}", file=sys.stderr)
     return code
 

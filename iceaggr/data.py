@@ -47,8 +47,8 @@ class IceCubeDataset(torch.utils.data.Dataset):
         table = self._leave_out(select_events(self._read_table(batch_ids, on_bad_event == "skip"), events, max_events))
         self.batch_ids = table.batch_id.unique().tolist()
         self.file_offsets = np.append(0, np.cumsum(table.groupby("batch_id", sort=False).size()))      # first event of each file
-        self.event_ids = table.event_id.to_numpy()
-        self.first = table.first_pulse_index.to_numpy()
+        self.event_ids = table.event_id.to_numpy(copy=True)                                    # a view would keep the whole table
+        self.first = table.first_pulse_index.to_numpy(copy=True)
         self.n_pulses = table.last_pulse_index.to_numpy() - self.first + 1
         self.targets = table[list(TARGET_COLUMNS)].to_numpy() if split == "train" else None
         self._open, self._geometry = OrderedDict(), None
@@ -316,6 +316,8 @@ def refuse_others(
 ):
     "DataError if `out` was prepared from another data set: most events of a file have other directions (of the test split: other numbers of pulses), or it has other sensors or truth beside files that stay."
     made = batch_files(out, split) if (out / split).is_dir() else {}
+    for s in ("train", "test"):
+        if next((out / s).glob("batch_*.parquet"), None): raise DataError(f"{out / s}: has files of a data set in the Kaggle layout: choose another folder for the prepared form")
     stay = [b for b in made if b not in files]
     for name in ("sensor_geometry.csv", "truth.parquet") if stay else ():
         if (out / name).exists() and (root / name).exists() and (out / name).read_bytes() != (root / name).read_bytes(): raise DataError(f"{out / name}: is not that of {root}, but file {stay[0]} was prepared with it: choose another folder, or remove {out}")

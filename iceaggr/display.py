@@ -291,10 +291,10 @@ def _layout(panels, controls):
     "The frame around the detector, and the axes."
     box = dict(zip("xyz", (_BOX * 1.02).T.tolist()))
     axis = dict(showbackground=False, gridcolor="#e6e6e6", zeroline=False, tickvals=[-400, 0, 400])
-    wide, foot = 0.6 if panels else 1, 0.16 if controls else 0.08
+    wide, foot = 0.6 if panels else 1, 0.19 if controls else 0.08
     out = dict(title=dict(font_size=15, x=0.02, y=0.985, yanchor="top"), template="plotly_white", height=760 if panels else 650,
                autosize=True, margin=dict(l=10, r=20, t=90, b=45 if panels else 20, autoexpand=False), legend=dict(orientation="h", x=0, y=1.01, yanchor="bottom", itemsizing="constant"),
-               scene=dict(aspectmode="data", domain=dict(x=[0, wide], y=[foot, 1]), camera=dict(eye=dict(zip("xyz", np.multiply((1.1, -1.45, 0.45), 1.4 if panels else 1))), center=dict(x=-0.06, y=-0.045, z=-0.13)),
+               scene=dict(aspectmode="data", domain=dict(x=[0, wide], y=[foot, 1]), camera=dict(eye=dict(zip("xyz", np.multiply((1.1, -1.45, 0.45), 1.15 if panels else 1))), center=dict(x=-0.06, y=-0.045, z=-0.17)),
                           **{f"{c}axis": dict(title=f"{c} [m]", range=box[c], **axis) for c in "xyz"}))
     if not panels: return out
     line = dict(showline=True, linecolor="#999999", ticks="outside", mirror=True, zeroline=False, title_standoff=8)
@@ -362,7 +362,7 @@ def display_event(pulses,          # of one event: (n, 4) array or tensor, an ev
     fig.update_layout(_layout(panels, bool(animate)))
     _fill(fig, view)
     wide = fig.layout.scene.domain.x[1]
-    bar = dict(x=wide / 2, len=0.6 * wide, y=0.1 if animate else 0, yanchor="bottom")
+    bar = dict(x=wide / 2, len=0.6 * wide, y=0.13 if animate else 0, yanchor="bottom")
     fig.update_traces(marker_colorbar=bar, selector=dict(meta="light"))
     if animate: _animate(fig, view, FRAMES if animate is True else max(int(animate), 3))
     return fig

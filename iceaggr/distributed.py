@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'joined', 'rank', 'world_size', 'process_group', 'local_device', 'OtherProcessFailed', 'together',
-           'sum_over', 'on_first', 'sum_gradients', 'share_weights', 'gather_table', 'fair_share', 'stretch']
+           'sum_over', 'same_for_all', 'on_first', 'sum_gradients', 'share_weights', 'gather_table', 'fair_share',
+           'stretch']
 
 # %% ../nbs/09a_distributed.ipynb #40fc1ae9
 import os
@@ -76,6 +77,13 @@ def sum_over(
     total = torch.tensor(values, dtype=torch.float64)
     if joined(): together(dist.all_reduce, total)
     return total.tolist()
+
+def same_for_all(
+    number:int, # of this process, below 2 ** 40
+) -> bool: # the same answer on all
+    "Do all processes have the same number?"
+    total = sum_over(number)[0]
+    return not sum_over(number * world_size() != total)[0]
 
 # %% ../nbs/09a_distributed.ipynb #9809f678
 def on_first(

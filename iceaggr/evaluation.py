@@ -143,10 +143,10 @@ def check_predictions(
     frame = (frame.dropna(subset=["azimuth", "zenith"]) if gaps else frame).reset_index(drop=True)
     if not len(frame): raise DataError(f"{name}: no rows")
     for c in frame.columns:
-        number = pd.to_numeric(frame[c], errors="coerce").astype(float)
-        bad = ~np.isfinite(number)
+        number = pd.to_numeric(frame[c], errors="coerce")
+        bad = ~np.isfinite(number.astype(float))
         if bad.any(): raise DataError(f"{name}: {bad.sum():,} values of {c} are missing or not finite numbers, first in row {bad.idxmax()} (event {frame.event_id[bad.idxmax()]})" + (": predict them, or leave them out with on_bad_event=\"skip\" (--on-bad-event skip)" if c in ("azimuth", "zenith") and frame[c].isna().any() else ""))
-        if c != "event_id": frame[c] = number
+        frame[c] = number if c == "event_id" else number.astype(float)                               # float64 would lose digits of numbers
     _check_ranges(frame, name)
     return frame.astype({"event_id": np.int64})
 

@@ -29,6 +29,7 @@ def graphnet_pulses(
     "Pulses of GraphNeT with our columns, times in whole ns as in the Kaggle data. Without `hlc` no pulse counts as auxiliary."
     missing = [c for c in ("event_no", *POSITION, "dom_time", "charge") if c not in table]
     if missing: raise DataError(f"{name}: column {', '.join(missing)} missing; it has {', '.join(map(str, table.columns))}")
+    if table.event_no.isna().any(): raise DataError(f"{name}: column event_no: {int(table.event_no.isna().sum()):,} pulses without an event")
     odd = ~((table.charge.to_numpy() > 0) & (table.charge.to_numpy() < np.inf))
     if odd.any(): raise DataError(f"{name}: column charge, event {table.event_no[odd].iloc[0]}: {int(odd.sum()):,} pulses without a charge above 0; leave them out")
     time = np.rint(table.dom_time.to_numpy(np.float64))
@@ -133,6 +134,7 @@ def _with_truth(meta, truth, name):
     missing = [c for c in ("event_no", "azimuth", "zenith") if c not in truth]
     if missing: raise DataError(f"{name}: column {', '.join(missing)} missing; it has {', '.join(map(str, truth.columns))}")
     if truth.event_no.duplicated().any(): raise DataError(f"{name}: column event_no: {truth.event_no[truth.event_no.duplicated()].iloc[0]} is there twice")
+    truth = truth.drop(columns=[c for c in meta if c in truth])                         # a column of their names is not theirs
     rows = meta.merge(truth.rename(columns=dict(event_no="event_id")), on="event_id", how="left", validate="one_to_one")
     odd = rows[["azimuth", "zenith"]].isna().any(axis=1)
     if odd.any(): raise DataError(f"{name}: no direction of event {rows.event_id[odd].iloc[0]}, which has pulses")

@@ -12,6 +12,7 @@ __all__ = ['PRESETS', 'NO_PULSES', 'WEIGHTS_VERSION', 'ModelSettings', 'model_se
 import dataclasses
 import json
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +27,12 @@ from tqdm.auto import tqdm
 import iceaggr
 from .accumulator import EventAccumulator
 from .direction import vector_to_angles, vmf_quantile
-from .distributed import gather_table, rank, stretch, world_size
+from .distributed import gather_table, rank, same_for_all, stretch, world_size
 from .dom_transformer import DOMTransformer
 from .event_transformer import EventTransformer
 from .geometry import Geometry
 from .packing import PackedBatches, collate_dom_packing, split_batch, to_device
-from .reading import MAX_CHARGE, MAX_TIME, cut_batches, replacing
+from .reading import MAX_CHARGE, MAX_TIME, DataError, cut_batches, replacing
 
 # %% ../nbs/10_model.ipynb #99a713bc
 @dataclass
@@ -321,9 +322,10 @@ def predict_dataset(
     progress:bool=True,
     precision:str="float32", # or "bfloat16": autocast
 ) -> pd.DataFrame: # as of `predict`, one row an event in the data set's order
-    "Directions of the events of a data set, file after file, by all processes together; ValueError if its sensors are not where the model has them."
+    "Directions of the events of a data set, file after file, by all processes together; ValueError if its sensors are not where the model has them, DataError if the processes have different events."
     model.check_geometry(dataset.geometry)
     indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
+    if world_size() > 1 and not same_for_all(zlib.crc32(dataset.event_ids[indices], zlib.crc32(dataset.n_pulses[indices]))): raise DataError("the processes see different events: all hosts must have the same files")
     lists = [indices[a:b] for a, b in cut_batches(dataset.n_pulses[indices], len(indices), max_pulses)]
     lists = [lists[i] for i in stretch([dataset.n_pulses[some].sum() for some in lists], rank(), world_size())]          # those of this process
     loader = torch.utils.data.DataLoader(PackedBatches(dataset, lists, model.settings.max_seq_len), batch_size=None, num_workers=workers, pin_memory=model.device.type == "cuda")

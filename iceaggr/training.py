@@ -45,7 +45,7 @@ from . import __version__
 from .augmentation import grid_motions, moved_detector, perturb
 from .data import EventBatchSampler, IceCubeDataset, left_out, split_batches
 from .direction import angles_to_vector, angular_error, vector_to_angles, vmf_loss, vmf_quantile, vmf_resultant
-from .distributed import fair_share, on_first, process_group, rank, share_weights, sum_gradients, sum_over, world_size
+from .distributed import fair_share, on_first, process_group, rank, same_for_all, share_weights, sum_gradients, sum_over, world_size
 from .evaluation import read_predictions
 from .geometry import Geometry, few
 from .model import PRESETS, WEIGHTS_VERSION, HierarchicalTransformer, predict_dataset, save_weights
@@ -364,7 +364,7 @@ def teacher_targets(
         if "kappa" not in table: raise DataError(f"{path}: no column kappa, by which a teacher says how sure it is")
         missing = ids.difference(table.index)
         if len(missing): raise DataError(f"{path}: {len(missing):,} of {len(ids):,} training events have no prediction: {few(missing)}; predict all files to train on")
-        azimuth, zenith, kappa = (torch.from_numpy(table.loc[ids, c].to_numpy(np.float64)) for c in ("azimuth", "zenith", "kappa"))
+        azimuth, zenith, kappa = (torch.tensor(table.loc[ids, c].to_numpy(np.float64)) for c in ("azimuth", "zenith", "kappa"))
         vector = vector + angles_to_vector(azimuth, zenith) * vmf_resultant(kappa)[:, None] / len(tables)
     vector = share * vector + (1 - share) * angles_to_vector(*torch.tensor(dataset.targets.astype(np.float64)).T)
     azimuth, zenith = vector_to_angles(vector)
@@ -375,7 +375,7 @@ def taught(
     teacher:pd.DataFrame, # of `teacher_targets`
 ) -> dict: # packed, with the targets of the teacher and their resultants
     "The same events with other targets."
-    rows = torch.from_numpy(teacher.loc[batch["metadata"]["event_ids"].numpy()].to_numpy())
+    rows = torch.tensor(teacher.loc[batch["metadata"]["event_ids"].numpy()].to_numpy())
     return dict(batch, metadata=dict(batch["metadata"], targets=rows[:, :2], resultants=rows[:, 2]))
 
 
@@ -707,6 +707,7 @@ def train(
         if init is not None and not resuming: start_from(model, init)
         facts = dict(init=None if init is None else str(init), model=dataclasses.asdict(model.settings), train=dataclasses.asdict(settings), train_batches=train_batches, valid_batches=valid_batches,
                      train_events=len(train_ds), valid_events=len(valid_ds), train_checksum=events_checksum(train_ds), valid_checksum=events_checksum(valid_ds), teacher=[str(path) for path in teacher], teacher_checksum=None if taught_by is None else zlib.crc32(np.ascontiguousarray(taught_by)), version=__version__, commit=source_commit())
+        if not same_for_all(zlib.crc32(repr([facts[k] for k in facts if k.endswith("checksum")]).encode())): raise DataError(f"{data}: the processes see different events: all hosts must have the same files")
         on_first(lambda: claim_run(run, facts, resume))
         if on_bad_event == "skip": on_first(lambda: write_skipped([train_ds.skipped, valid_ds.skipped], run / "skipped.csv"))
         log = fit(model, train_ds, valid_ds, run, settings, resuming, workers, progress, on_epoch=LiveCurves() if progress and in_notebook() else None, teacher=taught_by)
@@ -794,4 +795,4 @@ def changed_facts(
     "What differs and makes a difference to the weights."
     flat = lambda facts: {f"{k}.{f}" if f else k: x for k, v in facts.items() for f, x in (v.items() if isinstance(v, dict) else [("", v)])}
     old, new = flat(old), flat(new)
-    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in old | new if k not in ("version", "commit", "teacher", "train.save_minutes") and old.get(k) != new.get(k)]
+    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in old | new if k not in ("version", "commit", "teacher", "train.save_minutes", "train.graph_pulses") and old.get(k) != new.get(k)]

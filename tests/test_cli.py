@@ -159,6 +159,13 @@ def test_data_are_not_written_over(tiny_dataset, tmp_path):
     for args in (("predict", "--run", "small", "--out", prepared / "p.csv"), ("evaluate", "--predictions", tmp_path / "p.csv", "--out", prepared)):      # its list of bad events
         done = call(*args, "--data", prepared, "--on-bad-event", "skip")
         assert done.returncode == 2 and "skipped.csv: this is a file" in done.stderr, done.stderr
+    run = tmp_path / "run"
+    run.mkdir(), (run / "settings.json").touch()
+    for name, more in (("log.csv", ()), ("p.csv", ("--on-bad-event", "skip"))):
+        done = call("predict", "--data", tiny_dataset, "--run", "small", "--out", run / name, *more)
+        assert done.returncode == 2 and "this is a file of the run" in done.stderr and [p.name for p in run.iterdir()] == ["settings.json"], done.stderr
+    done = call("prepare", "--data", link, "--out", tiny_dataset)
+    assert done.returncode == 1 and "has files of a data set in the Kaggle layout" in done.stderr, done.stderr
     done = call("bench", "--data", tiny_dataset, "--out", tiny_dataset / "train_meta.parquet")
     assert done.returncode == 2 and ".json" in done.stderr
     assert before == (files(tiny_dataset), files(prepared)) and (link / "train_meta.parquet").is_symlink()

@@ -17,8 +17,9 @@ from processes import ended, launch
 from iceaggr import distributed
 from iceaggr.cli import main
 from iceaggr.data import IceCubeDataset
+from iceaggr.geometry import Geometry
 from iceaggr.model import HierarchicalTransformer, predict_dataset, read_weights
-from iceaggr.training import TrainSettings, fit, has_checkpoint
+from iceaggr.training import TrainSettings, fit, has_checkpoint, train
 
 TINY = dict(dom_d_model=32, dom_heads=2, dom_layers=1, event_d_model=32, event_heads=2, event_layers=1)
 SETTINGS = TrainSettings(epochs=2, batch_size=8, graph_pulses=128, valid_events=20)
@@ -39,8 +40,8 @@ class Interrupting(IceCubeDataset):
         return super().hits(indices)
 
 
-def fit_double(data, run, settings=SETTINGS, poison=(), adamw=False, speeds=None, stop=None, **model):
-    "Train in double precision, or go on; poison: events with no finite target; speeds: of the clocks of the processes; stop: process, n-th batch that it reads, signal that it gets."
+def fit_double(data, run, settings=SETTINGS, poison=(), adamw=False, taught=False, speeds=None, stop=None, **model):
+    "Train in double precision, or go on; poison: events with no finite target; taught: by a teacher that knows nothing; speeds: of the clocks of the processes; stop: process, n-th batch that it reads, signal that it gets."
     with distributed.process_group("cpu"):
         rank, ds, valid = distributed.rank(), Interrupting(data, batch_ids=[1, 2], cache_size=2), IceCubeDataset(data, batch_ids=[3])
         if stop and stop[0] == rank: ds.at, ds.signal = stop[1:]
@@ -50,8 +51,10 @@ def fit_double(data, run, settings=SETTINGS, poison=(), adamw=False, speeds=None
         net = HierarchicalTransformer(dict(TINY, **model), ds.geometry).double()
         run.mkdir(exist_ok=True)
         optimizer = torch.optim.AdamW(net.parameters(), lr=settings.lr) if adamw else None
+        random = np.random.default_rng(0).random((3, len(ds))) * [[2 * np.pi], [np.pi], [1]]
+        teacher = pd.DataFrame(dict(zip(("azimuth", "zenith", "resultant"), random.astype(np.float32))), index=ds.event_ids) if taught else None
         clock = dict(clock=lambda: speeds[rank] * time.perf_counter()) if speeds else {}
-        log = fit(net, ds, valid, run, settings, has_checkpoint(run), progress=False, optimizer=optimizer, **clock)
+        log = fit(net, ds, valid, run, settings, has_checkpoint(run), progress=False, optimizer=optimizer, teacher=teacher, **clock)
     if log.attrs["interrupted"]: sys.exit(130)
 
 
@@ -73,11 +76,11 @@ def log_of(run):
     return pd.read_csv(run / "log.csv")[NO_TIME]
 
 
-@pytest.mark.parametrize("adamw", [False, True])
-def test_two_processes_give_the_weights_of_one(data, tmp_path, adamw):
+@pytest.mark.parametrize("adamw, taught", [(False, False), (True, True)])
+def test_two_processes_give_the_weights_of_one(data, tmp_path, adamw, taught):
     "Step by step the same sums in another order; gradients in slices, an uneven share, and none at all in the last step of an epoch."
-    two = launch(tmp_path / "out", fit_double, data, tmp_path / "two", adamw=adamw, world=2)
-    fit_double(data, tmp_path / "one", adamw=adamw)
+    two = launch(tmp_path / "out", fit_double, data, tmp_path / "two", adamw=adamw, taught=taught, world=2)
+    fit_double(data, tmp_path / "one", adamw=adamw, taught=taught)
     assert ended(two) == [0, 0], (tmp_path / "out").read_text()
     assert checkpoint(tmp_path / "one")["step"] == 22 and difference(tmp_path / "one", tmp_path / "two") < 1e-9
     pd.testing.assert_frame_equal(log_of(tmp_path / "one"), log_of(tmp_path / "two"), rtol=1e-6)
@@ -101,7 +104,7 @@ def test_all_skip_a_step_that_is_not_finite_in_one(data, tmp_path):
 
 def test_one_that_is_killed_or_stopped_stops_all_and_a_resume_ends_the_same(data, tmp_path):
     settings = dataclasses.replace(SETTINGS, save_minutes=1e-9)
-    start = lambda run, **kwargs: launch(tmp_path / run, fit_double, data, tmp_path / f"{run}-run", settings, dropout=0.1, world=2, **kwargs)
+    start = lambda run, **kwargs: launch(tmp_path / run, fit_double, data, tmp_path / f"{run}-run", settings, dropout=0.1, taught=True, world=2, **kwargs)
     expected = start("whole")
     killed = ended(start("cut", stop=(1, 7, signal.SIGKILL)))
     assert killed[1] == -signal.SIGKILL and killed[0] == 1 and "has lost the others" in (tmp_path / "cut").read_text()
@@ -138,6 +141,21 @@ def test_predictions_of_two_processes_are_those_of_one(data, tmp_path):
         one = pd.read_parquet(tmp_path / f"one-{which}-0.parquet")
         assert len(one) == rows
         for rank in range(2): pd.testing.assert_frame_equal(one, pd.read_parquet(tmp_path / f"two-{which}-{rank}.parquet"), check_exact=True)
+
+
+def of_other_events(data, run, predicting):
+    with distributed.process_group("cpu"):
+        other = data / str(distributed.rank())
+        if predicting: predict_dataset(HierarchicalTransformer(TINY, Geometry.nominal()), IceCubeDataset(other), progress=False)
+        else: train(other, run, TINY, [1], [2], TrainSettings(epochs=1), device="cpu", progress=False)
+
+
+@pytest.mark.parametrize("predicting", [False, True])
+def test_other_events_on_another_host_are_refused(tmp_path, predicting):
+    "As many, of the same numbers."
+    for rank in range(2): write_tiny(tmp_path / str(rank), {1: 40, 2: 10}, seed=rank)
+    assert ended(launch(tmp_path / "out", of_other_events, tmp_path, tmp_path / "run", predicting, world=2)) == [1, 1]
+    assert (tmp_path / "out").read_text().count("DataError: ") == 2 and "the processes see different events" in (tmp_path / "out").read_text() and not (tmp_path / "run").exists()
 
 
 def refused(data, run):

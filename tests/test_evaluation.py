@@ -84,6 +84,7 @@ BAD = {
     "degrees": (GOOD.assign(zenith=[10.0, 90, 170]), "radians"),
     "azimuth in degrees": (GOOD.assign(azimuth=[10.0, 90, 170]), "radians"),
     "fraction": (GOOD.assign(event_id=[5, 6.5, 7]), "whole number"),
+    "fraction as text": (GOOD.assign(event_id=["5", "6.5", "7"]), "whole number"),
     "kappa": (GOOD.assign(kappa=[1, -1, 1]), "kappa is negative"),
     "kappa nan": (GOOD.assign(kappa=[1, np.nan, 1]), "values of kappa"),
     "r68": (GOOD.assign(r68=[1, 200, 1]), "r68 is outside"),
@@ -112,6 +113,7 @@ def test_good_files_come_back(tmp_path):
     GOOD.assign(comment="x").to_csv(tmp_path / "c.csv", index=False)
     for name in ("a.csv", "a.parquet", "b.parquet", "c.csv"): pd.testing.assert_frame_equal(read_predictions(tmp_path / name), GOOD)
     assert check_predictions(GOOD.assign(event_id=[2**53 + 1, 2**53 + 2, 2**53 + 3])).event_id[0] == 2**53 + 1      # ids keep all digits
+    assert check_predictions(GOOD.assign(event_id=[str(2**53 + 1), "6", "7"])).event_id.tolist() == [2**53 + 1, 6, 7] and check_predictions(GOOD.assign(event_id=["5.0", "6", "7"])).event_id.tolist() == [5, 6, 7]
 
 
 def test_events_of_truth_and_predictions(truth):

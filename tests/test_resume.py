@@ -1,4 +1,5 @@
 """Runs that are killed, interrupted, or find the disk full: nothing is lost, and a resume ends with the weights of an undisturbed run."""
+import dataclasses
 import errno
 import importlib.util
 import io
@@ -234,6 +235,8 @@ def test_a_resume_with_other_events_is_refused(data, tmp_path):
     path = other / "train_meta.parquet"
     meta = pd.read_parquet(path)
     meta.assign(azimuth=meta.azimuth.where(meta.batch_id != 1, 1.0)).to_parquet(path)
+    with pytest.raises(ValueError, match="train.lr"): train(data, tmp_path / "run", TINY, [1], [2], dataclasses.replace(settings, lr=1.), resume=True, device="cpu", progress=False)
+    train(data, tmp_path / "run", TINY, [1], [2], dataclasses.replace(settings, graph_pulses=99), resume=True, device="cpu", progress=False)      # changes memory alone
     with pytest.raises(ValueError, match="train_checksum"): train(other, tmp_path / "run", TINY, [1], [2], settings, resume=True, device="cpu", progress=False)
     prepare(data, tmp_path / "prepared", progress=False)
     assert len(train(tmp_path / "prepared", tmp_path / "run", TINY, [1], [2], settings, resume=True, device="cpu", progress=False)) == 1     # the other form of the same
