@@ -20,7 +20,7 @@ def stage_row(data, run, last=False):
     settings, log = json.loads((run / "settings.json").read_text()), pd.read_csv(run / "log.csv")
     best = log.iloc[-1] if last else log.loc[log.held_out_mean_degrees.idxmin()]
     trained = settings["train_events"] * (settings["train"]["held_out"] - 1) // settings["train"]["held_out"]
-    return {"data": data, "events trained on": f"{trained:,}", "epochs": f"{best.epoch:.0f} of {len(log)}", "steps": f"{best.step:,.0f}", "minutes": f"{log.minutes.iloc[-1]:.0f}", "peak learning rate": f"{settings['train']['lr']:g}",
+    return {"data": data, "events trained on": f"{trained:,}", "epochs": f"{best.epoch:.0f} of {len(log)}", "steps": f"{best.step:,.0f}", "minutes": f"{log.minutes.iloc[-1]:.0f}", "batch": f"{settings['train']['batch_size']:,}", "peak learning rate": f"{settings['train']['lr']:g}",
             "seed": settings["train"]["seed"], "commit": settings["commit"]}
 
 
@@ -58,7 +58,7 @@ Share of the events within their cones: {coverage}.
 
 ## What it is not for
 
-Simulated and PPC events of one neutrino each, 200 GeV to 50 TeV with a thin tail above, isotropic; no coincident muons, no detectors with other sensor positions (refused beyond 1 m). Recorded data differ from both: most triggers are atmospheric muons, which these weights have never seen. Fine-tune on the simulation of the collaboration, and compare what comes out (kappa, zeniths) between data and simulation before use.
+Simulated and PPC events of one neutrino each, 200 GeV to 50 TeV with a thin tail above (of through-going tracks the energy of the muon), isotropic; no coincident muons, no saturated DOMs, no detectors with other sensor positions (refused beyond 1 m). Recorded data differ from both: most triggers are atmospheric muons, which these weights have never seen. What another ice or another efficiency of the DOMs does was not tested. Cones of the surest events are too wide (the notebook 12d_pretrained has by how much): their kappa is no weight for a point source without a correction. Fine-tune on the simulation of the collaboration, and compare what comes out (kappa, zeniths) between data and simulation before use.
 """
 
 

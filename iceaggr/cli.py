@@ -401,7 +401,7 @@ def complain(error:"str|Exception", code:int) -> int:
     text = str(error)
     if text.startswith("Caught "): text = text.rstrip().splitlines()[-1].partition(": ")[2]      # from a process that loads: torch puts its traceback before it
     if isinstance(error, RuntimeError): text = text.strip().partition("\n")[0]                  # torch may go on with advice for programmers
-    if type(error).__name__ == "OutOfMemoryError": text += "; in training, smaller --graph-pulses need less, with --resume as well; in a new run smaller --max-pulses or --batch-size, too"
+    if type(error).__name__ == "OutOfMemoryError": text += "; in training, a smaller --graph-pulses needs less, with --resume as well; in a new run a smaller --max-pulses or --batch-size, too"
     print(f"iceaggr: error: {text or type(error).__name__}", file=sys.stderr)
     return code
 
