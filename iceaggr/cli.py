@@ -223,7 +223,8 @@ def find_event(
     "The data set of the file that holds an event; DataError if none does."
     from iceaggr.data import IceCubeDataset
     from iceaggr.evaluation import find_events
-    from iceaggr.reading import DataError
+    from iceaggr.prepared import map_arrow
+    from iceaggr.reading import DataError, batch_files, in_prepared_form
     if event == "brightest":
         dataset = IceCubeDataset(data, split=split, batch_ids=chosen_batches("last", data, split))
         index = int(dataset.n_pulses.argmax())
@@ -232,6 +233,8 @@ def find_event(
         if meta.exists():                                       # the table of the Kaggle data has 132 million rows: only look for the event
             batches = find_events(meta, [event]).batch_id.unique().tolist()
             if not batches: raise DataError(f"event {event} is not in {meta}")
+        elif in_prepared_form(files := batch_files(data, split)):
+            batches = [b for b, path in files.items() if (map_arrow(path)["event_id"].to_numpy() == event).any()] or None      # None: it may be among those left out
         dataset, index = IceCubeDataset(data, split=split, batch_ids=batches, events=[event]), 0
     return index, dataset, next(dataset.event_table().iloc[[index]].itertuples())
 

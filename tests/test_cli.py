@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import iceaggr.data
+from iceaggr.cli import find_event
 from iceaggr.data import IceCubeDataset, prepare
 from iceaggr.model import read_weights
 from iceaggr.reading import DataError
@@ -144,6 +146,19 @@ def test_display_takes_what_predict_wrote(tiny_dataset, tmp_path):
         assert done.returncode == 0 and said in done.stdout and bool(said) == ("no prediction" in done.stdout), done.stderr
         page = (tmp_path / "event.html").read_text()
         assert ("path predicted" in page) == (not said) == bool(re.search(r" pulses, [\d.]+(°|\\u00b0) off", page))
+
+
+def test_one_event_needs_one_file(tiny_dataset, tmp_path, monkeypatch):
+    "Of both forms of a data set; one that is not there is said to be missing."
+    prepared, read = prepare(tiny_dataset, tmp_path / "prepared", progress=False), []
+    events = iceaggr.data.read_prepared_events
+    monkeypatch.setattr("iceaggr.data.read_prepared_events", lambda path, batch_id, *args: read.append(batch_id) or events(path, batch_id, *args))
+    for data in (tiny_dataset, prepared):
+        index, dataset, row = find_event(data, "train", 3006)
+        assert (dataset.event_ids[index], row.event_id, row.batch_id) == (3006, 3006, 3)
+    assert read == [3]
+    for data in (tiny_dataset, prepared):
+        with pytest.raises(DataError, match="3007"): find_event(data, "train", 3007)
 
 
 def test_data_are_not_written_over(tiny_dataset, tmp_path):
