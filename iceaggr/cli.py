@@ -61,6 +61,7 @@ def spare_data(
     if out.name in RUN_FILES and any((place / "settings.json").exists() for place in places): raise UsageError(f"{out}: this is a file of the run: choose another folder or name")
     if places & {(root / split).resolve() for split in ("train", "test")} or root.resolve() in places and out.name in taken: raise UsageError(f"{out}: this is a file of the data set: choose another folder")
 
+# %% ../nbs/14_cli.ipynb #2e6e9502
 def chosen_batches(
     wanted:"list|str|None", # of `batch_numbers`
     data, # folder of the data set

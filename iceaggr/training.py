@@ -706,8 +706,8 @@ def train(
         model = HierarchicalTransformer(preset, train_ds.geometry).to(device)
         if init is not None and not resuming: start_from(model, init)
         facts = dict(init=None if init is None else str(init), model=dataclasses.asdict(model.settings), train=dataclasses.asdict(settings), train_batches=train_batches, valid_batches=valid_batches,
-                     train_events=len(train_ds), valid_events=len(valid_ds), train_checksum=events_checksum(train_ds), valid_checksum=events_checksum(valid_ds), teacher=[str(path) for path in teacher], teacher_checksum=None if taught_by is None else zlib.crc32(np.ascontiguousarray(taught_by)), version=__version__, commit=source_commit())
-        if not same_for_all(zlib.crc32(repr([facts[k] for k in facts if k.endswith("checksum")]).encode())): raise DataError(f"{data}: the processes see different events: all hosts must have the same files")
+                     train_events=len(train_ds), valid_events=len(valid_ds), train_checksum=events_checksum(train_ds), valid_checksum=events_checksum(valid_ds), teacher=[str(path) for path in teacher], teacher_checksum=functools.reduce(lambda crc, path: zlib.crc32(Path(path).read_bytes(), crc), teacher, 0) if teacher else None, version=__version__, commit=source_commit())
+        if not same_for_all(zlib.crc32(repr([facts[k] for k in facts if k.endswith("checksum")]).encode())): raise DataError(f"{data}: the processes see different events or teachers: all hosts must have the same files")
         on_first(lambda: claim_run(run, facts, resume))
         if on_bad_event == "skip": on_first(lambda: write_skipped([train_ds.skipped, valid_ds.skipped], run / "skipped.csv"))
         log = fit(model, train_ds, valid_ds, run, settings, resuming, workers, progress, on_epoch=LiveCurves() if progress and in_notebook() else None, teacher=taught_by)
