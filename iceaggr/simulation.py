@@ -562,7 +562,10 @@ def hadronic_light(energy:np.ndarray): # electromagnetic equivalent [GeV]
     return energy * (1 - 0.533 * (np.maximum(energy, 2.7) / 0.399) ** -0.130)
 
 
-def event_light(rng, detector:Detector, events:dict): # event, sensor, time, weight, a row for each photo-electron; deposited energy [GeV]
+def event_light(
+    rng, detector:Detector, events:dict, # of sample_neutrinos
+    shine=cascade_light, # what cascades give; another law has the same arguments
+): # event, sensor, time, weight, a row for each photo-electron; deposited energy [GeV]
     "Light of events: cascades at the vertex, where a tau decays and along muons, and the muons' own."
     kind, E, y, u, p = (events[k] for k in ("kind", "energy", "inelasticity", "lepton", "vertex"))
     hadrons = hadronic_light(y * E); n = len(E); event = np.arange(n)
@@ -574,7 +577,7 @@ def event_light(rng, detector:Detector, events:dict): # event, sensor, time, wei
     inside = (np.hypot(where[:, 0], where[:, 1]) < RADIUS + LEAD) & (np.abs(where[:, 2]) < HALF_HEIGHT + LEAD)
     deposited = radiated + np.bincount(event[inside], energy[inside], n)
     lit = np.flatnonzero(energy > 0)
-    light = cascade_light(rng, detector, where[lit], axis[lit], when[lit], energy[lit])
+    light = shine(rng, detector, where[lit], axis[lit], when[lit], energy[lit])
     parts = [tracks, (event[lit][light[0]], *light[1:])]
     return tuple(np.concatenate(x) for x in zip(*parts)), deposited
 

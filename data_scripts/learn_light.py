@@ -1,0 +1,256 @@
+"""Events like those of a data set with truth: what its cascades shine onto the DOMs is learned from their pulses, and new events, whose cascades shine like that, are simulated.
+
+    python data_scripts/learn_light.py DATA OUT --files 1,2,3 --events 80000 --seed 1
+
+The photo-electrons of a cascade fall onto the DOMs independently of each other. So much light is expected on a DOM, with such delays, as the simulation's law says times what two small networks say of where the cascade and the DOM are, which way it looks, and how the ice is there; the networks
+are fitted to every pulse (a Poisson process with the noise on top, exact for the times of all DOMs, lit and dark), with vertex, direction and energy of the truth, and for each cascade a time and a brightness of its own. That a DOM without neighbours records its first photo-electron alone is allowed for.
+Of the events, in the order of the files, every tenth (--held-out) is left out: training keeps these back. The fit stops after --epochs; OUT is a data set as the simulation writes them, with the law in light.safetensors; a law given by --law is not fitted again."""
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from event_files import read_events, refuse_existing, write_events
+from safetensors.torch import load_file, save_file
+from scipy.special import gammainc
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from iceaggr.direction import angles_to_vector
+from iceaggr.geometry import SPEED_OF_LIGHT, load_geometry
+from iceaggr.simulation import (
+    AFTER_PULSES, COS_C, GROUP_INDEX, KINDS, LATE_SHARE, METRES_PER_GEV, MIXES, NOISE_FOLLOWERS, NOISE_RATE, ONSET, STAMP,
+    SimulationSettings, cascade_expectation, detect, event_light, make_detector, point_pairs, sample_neutrinos, shower_maximum, truth_table)
+
+EDGES = 10 * np.sinh(np.linspace(np.arcsinh(-6), np.arcsinh(400), 49))          # ns: bins of the delay after unscattered light
+WIDTH, BINS = np.diff(EDGES), len(EDGES) - 1
+NOISE = NOISE_RATE * (1 + NOISE_FOLLOWERS)                                      # 1/ns, of a DOM
+FARTHEST, MOST_CHARGE, STEADY = 650., 300, 40.                                  # m; photo-electrons that a pulse counts for at most; a cascade's brightness is drawn to one by so many
+ENERGIES = (100., 1e6)                                                          # GeV: beyond these a cascade is as at the limit
+
+
+def light_features(centre, u, energy, xyz, r, optics): # (n, 34) float32
+    "What the networks are told of pairs of cascades (centre (n, 3), direction, energy) and DOMs (xyz (n, 3)) at distances r in ice with scattering and absorption lengths."
+    k = (xyz - centre) / np.maximum(r, 0.5)[:, None]
+    cosine, level, phi, middle = (k * u).sum(1), np.hypot(k[:, 0], k[:, 1]), np.arctan2(k[:, 1], k[:, 0]), (centre + xyz) / 2
+    parts = [r / 200, np.log(np.maximum(r, 1) / 50), np.exp(-r / 25), cosine, cosine**2, np.sqrt(np.abs(cosine - COS_C)), k[:, 2], middle[:, 0] / 500, middle[:, 1] / 500]
+    parts += [np.log10(np.clip(energy, *ENERGIES)) - 3.5, np.log(optics[0] / 30), np.log(optics[1] / 120)]
+    parts += [level**m * wave(m * phi) for m in (1, 2) for wave in (np.cos, np.sin)]
+    for z in (centre[:, 2], xyz[:, 2]): parts += [z / 500, *(wave(2 * np.pi * z / period) for period in (1000, 500, 250, 125) for wave in (np.sin, np.cos))]
+    return np.stack(parts, 1).astype(np.float32)
+
+
+def prior_bins(shape, scale): # (n, BINS) float32
+    "Shares of the delays by the simulation's law, none of them zero."
+    below = gammainc(shape[:, None], np.maximum((EDGES[1:] - ONSET) / scale[:, None], 0))
+    anywhere = (EDGES[1:] > -10) / (EDGES[1:] > -10).sum()
+    return (0.9 * np.diff(below, axis=1, prepend=0) + 0.1 * anywhere + 1e-6).astype(np.float32)
+
+
+def late_bins(n=400): # (BINS, BINS)
+    "What becomes of light of each bin: late pulses come later, after-pulses on top."
+    fine = (EDGES[:-1, None] + WIDTH[:, None] * (np.arange(n) + 0.5) / n)
+    onto = lambda delay: np.stack([np.histogram(t, EDGES)[0] / n for t in fine + delay])
+    even, normal = (np.arange(n) + 0.5) / n, np.random.default_rng(0).standard_normal(n)
+    into = (1 - LATE_SHARE) * np.eye(BINS) + LATE_SHARE * onto(np.random.default_rng(1).permutation(25 + 125 * even))
+    return into + sum(share * onto(np.maximum(delay + spread * normal, 200)) for share, delay, spread in AFTER_PULSES)
+
+
+class Light(nn.Module):
+    "The law: expected photo-electrons and the shares of their delays, by what the simulation expects and the features."
+    def __init__(self, features=34, hidden=96):
+        super().__init__()
+        part = lambda out: nn.Sequential(nn.Linear(features, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, out))
+        self.amount, self.delay = part(1), part(BINS)
+        for last in (self.amount[-1], self.delay[-1]): nn.init.zeros_(last.weight); nn.init.zeros_(last.bias)
+        for name, value in (("mean", torch.zeros(features)), ("std", torch.ones(features)), ("late", torch.tensor(late_bins(), dtype=torch.float32))): self.register_buffer(name, value)
+
+    def expected(self, x, mu): return mu * self.amount((x - self.mean) / self.std)[:, 0].clamp(-4, 3).exp()
+
+    def shares(self, x, prior): return F.softmax(self.delay((x - self.mean) / self.std) + prior.log(), 1)
+
+    @torch.inference_mode()
+    def shine(self, rng, detector, position, u, time, energy): # source, sensor, time, weight of photo-electrons
+        "In place of `cascade_light` of the simulation."
+        metres, ahead = METRES_PER_GEV * energy, shower_maximum(energy)
+        centre, time = position + ahead[:, None] * u, time + ahead / SPEED_OF_LIGHT
+        source, sensor = point_pairs(detector, centre, np.minimum(detector.reach(2 * metres, 1) + 10, FARTHEST))
+        x, mu, prior, r = pair_arrays(detector, centre[source], u[source], energy[source], sensor)
+        count = rng.poisson(self.expected(x, mu).double().numpy())
+        lit = np.flatnonzero(count); drawn = np.minimum(count[lit], 2_000)
+        below = self.shares(x[lit], torch.from_numpy(prior(lit))).double().cumsum(1).numpy()
+        row = np.repeat(np.arange(len(lit)), drawn)
+        place = np.searchsorted((below / below[:, -1:] + np.arange(len(lit))[:, None]).ravel(), row + rng.random(len(row)), side="right") - BINS * row
+        delay = EDGES[place.clip(0, BINS - 1)] + rng.random(len(row)) * WIDTH[place.clip(0, BINS - 1)]
+        pair = lit[row]
+        return source[pair], sensor[pair], time[source[pair]] + GROUP_INDEX * r[pair] / SPEED_OF_LIGHT + delay, (count[lit] / drawn)[row]
+
+
+def pair_arrays(detector, centre, u, energy, sensor): # features, expectation by the simulation, function of rows that gives the shares of its delays, distance
+    "What is known of pairs of cascades and sensors before anything is learned."
+    xyz = detector.xyz[sensor]
+    mu, shape, scale, r = cascade_expectation(detector.ice, centre, u, METRES_PER_GEV * energy, xyz, detector.efficiency[sensor])
+    x = light_features(centre, u, energy, xyz, r, detector.ice.average(centre[:, 2], xyz[:, 2]))
+    return torch.from_numpy(x), torch.from_numpy(mu.astype(np.float32)), lambda rows: prior_bins(shape[rows], scale[rows]), r
+
+
+class Cascade:
+    "What the fit needs of a cascade: its DOMs, lit and dark, and its pulses."
+    def __init__(self, detector, truth, pulses):
+        u = -angles_to_vector(*torch.tensor([[truth.azimuth], [truth.zenith]], dtype=torch.float64))[0].numpy()
+        energy = np.array([truth.e_deposited], float)
+        centre = np.array([truth.vertex_x, truth.vertex_y, truth.vertex_z], float) + shower_maximum(energy) * u
+        reach = min(detector.reach(2 * METRES_PER_GEV * energy, 1)[0] + 10, FARTHEST)
+        doms = np.flatnonzero((detector.efficiency > 0) & (np.linalg.norm(detector.xyz - centre, axis=1) < reach))
+        whole = lambda a: np.broadcast_to(a, (len(doms), *np.shape(a)[1:]))
+        self.x, self.mu, prior, r = pair_arrays(detector, whole(centre[None]), whole(u[None]), whole(energy), doms)
+        pulses = pulses[np.isin(pulses.sensor_id, doms)]
+        at, lone = np.searchsorted(doms, pulses.sensor_id), pulses.auxiliary.to_numpy(bool)
+        time = pulses.time.to_numpy(float) - GROUP_INDEX * r[at] / SPEED_OF_LIGHT
+        alone = np.ones(len(doms), bool); alone[at[~lone]] = False
+        order = np.argsort(time, kind="stable"); at, time, charge = at[order], time[order], pulses.charge.to_numpy()[order]
+        keep = ~alone[at]; keep[np.unique(at, return_index=True)[1]] = True             # of a DOM without neighbours the first pulse
+        self.time, charge = time[keep], charge[keep]
+        lit, self.hit = np.unique(at[keep], return_inverse=True)                        # DOMs with pulses; of each pulse the place among them
+        self.lit, self.prior, self.alone = torch.from_numpy(lit), torch.from_numpy(prior(lit)), torch.from_numpy(alone[lit])
+        self.hit, self.charge = torch.from_numpy(self.hit), torch.from_numpy(np.clip(np.rint(charge), 1, MOST_CHARGE).astype(np.float32))
+        self.weight = min(1., 150 / max(float(self.charge.sum()), 1))                   # bright ones are few, and must not be everything
+        self.zero, self.brightness = 0., 1.
+        if len(time): self.zero = self.earliest(self.mu[self.lit], self.prior, np.quantile(self.time, 0.2) + np.arange(-1_000, 1_000, 10.))
+        self.time = torch.from_numpy((self.time - self.zero).astype(np.float32)); self.zero = 0.
+
+    def earliest(self, expected, shares, times): # ns
+        "The time of the cascade for which its pulses are most probable."
+        late = torch.as_tensor(self.time, dtype=torch.float32) - torch.tensor(times, dtype=torch.float32)[:, None]
+        rate = expected[self.hit] * density(shares, self.hit, late)
+        return float(times[int((self.charge.clamp(max=3) * torch.log1p(rate / NOISE)).sum(1).argmax())])
+
+
+def place_in(delay): # of the bin, in which there may be none; (...) bool
+    at = torch.searchsorted(torch.tensor(EDGES, dtype=torch.float32), delay.contiguous(), right=True) - 1
+    return at.clamp(0, BINS - 1), (at >= 0) & (at < BINS)
+
+
+def density(shares, row, delay): # (...) 1/ns
+    "Of delays (..., n) by the shares of rows (n,)."
+    at, inside = place_in(delay)
+    return torch.where(inside, shares[row.expand(at.shape), at] / torch.tensor(WIDTH, dtype=torch.float32)[at], 0.)
+
+
+def log_likelihood(law, some, update=False): # (len(some),) against noise alone
+    "Of the pulses of cascades; with `update` their times and brightnesses are set to what is most probable."
+    n, lit = [len(c.x) for c in some], [len(c.lit) for c in some]
+    event, row0, lit0 = torch.arange(len(some)).repeat_interleave(torch.tensor(n)), np.cumsum([0, *n]), np.cumsum([0, *lit])
+    x = torch.cat([c.x for c in some])
+    mu = law.expected(x, torch.cat([c.mu for c in some]))
+    rows, hit = (torch.cat([getattr(c, name) + int(first) for c, first in zip(some, start)]) for name, start in (("lit", row0), ("hit", lit0)))
+    charge, alone, owner = torch.cat([c.charge for c in some]), torch.cat([c.alone for c in some]), event[rows[hit]]
+    delay = torch.cat([c.time - c.zero for c in some])
+    shares = law.shares(x[rows], torch.cat([c.prior for c in some])) @ law.late
+    rate = mu[rows][hit] * density(shares, hit, delay)
+    # a DOM without neighbours is blind after its charge stamp
+    end = torch.full((len(rows),), float(EDGES[-1])).scatter_reduce(0, hit, delay + STAMP, "amin")
+    at, _ = place_in(end)
+    edges, width = (torch.tensor(a, dtype=torch.float32)[at] for a in (EDGES[:-1], WIDTH))
+    part = ((end - edges) / width).clamp(0, 1)[:, None]
+    seen = (shares * ((torch.arange(BINS) < at[:, None]) + part * (torch.arange(BINS) == at[:, None]))).sum(1)
+    total = mu.index_put((rows,), mu[rows] * torch.where(alone, seen, shares.sum(1)))
+    sums = lambda value, of: torch.zeros(len(some)).index_add(0, of, value)
+    expected = sums(total, event)
+    with torch.no_grad(): brightness = (sums(charge * rate / (rate + NOISE), owner) + STEADY) / (expected + STEADY)
+    if update:
+        for k, c in enumerate(some):
+            c.brightness, own = float(brightness[k]), slice(lit0[k], lit0[k + 1])
+            c.zero += 0.7 * (c.earliest(c.brightness * mu[rows[own]], shares[own], c.zero + np.arange(-24, 25, 2.)) - c.zero)
+    return sums(charge * torch.log1p(brightness[owner] * rate / NOISE), owner) - brightness * expected
+
+
+def fitted(cascades, epochs, seed): # Light
+    "The law that makes the pulses of cascades most probable."
+    torch.manual_seed(seed); rng = np.random.default_rng(seed)
+    law, size = Light(), min(64, len(cascades))
+    sample = torch.cat([c.x for c in cascades[::10]])
+    law.mean.copy_(sample.mean(0)); law.std.copy_(sample.std(0) + 1e-3)
+    optimizer = torch.optim.AdamW(law.parameters(), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * (len(cascades) // size), pct_start=0.1)
+    mean = lambda some, **kw: (torch.tensor([c.weight for c in some]) * log_likelihood(law, some, **kw)).mean()
+    for epoch in tqdm(range(epochs), "fit", unit="epoch"):
+        order, found = rng.permutation(len(cascades)), []
+        for first in range(0, len(order) - size + 1, size):
+            value = mean([cascades[k] for k in order[first:first + size]])
+            optimizer.zero_grad(); (-value).backward(); nn.utils.clip_grad_norm_(law.parameters(), 20.); optimizer.step(); schedule.step()
+            found.append(value.item())
+        if epoch % 3 == 2:
+            with torch.no_grad():
+                for first in range(0, len(cascades), size): mean(cascades[first:first + size], update=True)
+        tqdm.write(f"epoch {epoch + 1}: log-likelihood a cascade {np.mean(found):.3f}")
+    return law.eval()
+
+
+def learned(args, detector, pulses, truth): # Light
+    "The law of the cascades of a data set."
+    start = np.searchsorted(pulses.event, np.arange(len(truth) + 1))
+    chosen = np.flatnonzero((truth.type == "cascade").to_numpy() & (np.arange(len(truth)) % args.held_out != args.held_out - 1))
+    if not len(chosen): raise SystemExit(f"{args.data}: the files {args.files} have no cascade: name others")
+    return fitted([Cascade(detector, truth.iloc[e], pulses[start[e]:start[e + 1]]) for e in tqdm(chosen, "cascades")], args.epochs, args.seed)
+
+
+def simulated(args, detector, law):
+    "The files of the data set to make, events of all kinds of the mix in random order."
+    rng, settings, done, number = np.random.default_rng(args.seed), SimulationSettings(mix=args.mix), 0, 0
+    share = np.array(args.shares or MIXES[args.mix]["shares"])
+    with tqdm(total=args.events, unit=" events", desc="simulate") as bar:
+        while done < args.events:
+            wanted = rng.multinomial(min(args.per_file, args.events - done), share / share.sum())
+            frames, truths, n = [], [], 0
+            for kind, most in enumerate(wanted):
+                have = 0
+                while have < most:
+                    events = sample_neutrinos(rng, 300, kind, settings)
+                    light = event_light(rng, detector, events, law.shine)
+                    (event, *rest), triggered, deposited, signal = detect(rng, detector, events, settings, light)
+                    number_of = np.cumsum(triggered) - 1
+                    triggered &= number_of < most - have
+                    keep = triggered[event]
+                    frames.append(pd.DataFrame(dict(zip(("event", "sensor_id", "time", "charge", "auxiliary"), (n + number_of[event[keep]], *(a[keep] for a in rest))))))
+                    truths.append(truth_table({name: a[triggered] for name, a in events.items()}, deposited[triggered], signal[triggered]))
+                    have += len(truths[-1]); n += len(truths[-1]); bar.update(len(truths[-1]))
+            place = rng.permutation(n)
+            pulses = pd.concat(frames, ignore_index=True)
+            pulses = pulses.assign(event=place[pulses.event], sensor_id=pulses.sensor_id.astype(np.int16), time=pulses.time.astype(np.int64), auxiliary=pulses.auxiliary.astype(bool)).sort_values("event", kind="stable")
+            done += n; number += 1
+            yield number, pulses, pd.concat(truths, ignore_index=True).iloc[np.argsort(place)]
+
+
+def parsed():
+    "The command line."
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--files", type=lambda text: [int(x) for x in text.split(",")], metavar="1,2,3", required=True)
+    parser.add_argument("--events", type=int, default=80_000)
+    parser.add_argument("--per-file", type=int, default=5_000)
+    parser.add_argument("--law", type=Path, help="light.safetensors of a fit to these files, instead of a new one")
+    parser.add_argument("--epochs", type=int, default=36)
+    parser.add_argument("--held-out", type=int, default=10, help="one event of so many is left out")
+    parser.add_argument("--mix", default="ppc", choices=MIXES, help="of the simulation: energies, and shares of the kinds")
+    parser.add_argument("--shares", type=float, nargs=3, metavar=KINDS[:3], help="of the kinds, instead of the mix's")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    refuse_existing(args.out)
+    if args.held_out < 2 or min(args.events, args.per_file, args.epochs) < 1: parser.error("--held-out must be at least 2, --events, --per-file and --epochs at least 1")
+    if args.shares and not (min(args.shares) >= 0 and sum(args.shares) > 0): parser.error("--shares must not be negative, and one above 0")
+    return args
+
+
+if __name__ == "__main__":
+    args = parsed()
+    geometry = load_geometry(args.data)
+    pulses, truth = read_events(args.data, args.files)
+    detector = make_detector(geometry, np.setdiff1d(np.arange(len(geometry)), pulses.sensor_id.unique()))
+    if args.law: law = Light(); law.load_state_dict(load_file(args.law)); law.eval()
+    else: law = learned(args, detector, pulses, truth)
+    write_events(args.out, geometry, simulated(args, detector, law))
+    save_file(law.state_dict(), args.out / "light.safetensors")
