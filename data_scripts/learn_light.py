@@ -21,8 +21,8 @@ from tqdm import tqdm
 from iceaggr.direction import angles_to_vector
 from iceaggr.geometry import SPEED_OF_LIGHT, load_geometry
 from iceaggr.simulation import (
-    AFTER_PULSES, COS_C, GROUP_INDEX, KINDS, LATE_SHARE, METRES_PER_GEV, MIXES, NOISE_FOLLOWERS, NOISE_RATE, ONSET, STAMP,
-    SimulationSettings, cascade_expectation, detect, event_light, make_detector, point_pairs, sample_neutrinos, shower_maximum, truth_table)
+    AFTER_PULSES, CHUNK, COS_C, GROUP_INDEX, LATE_SHARE, METRES_PER_GEV, MIXES, NOISE_FOLLOWERS, NOISE_RATE, ONSET, STAMP,
+    SimulationSettings, cascade_expectation, make_detector, point_pairs, pulse_frame, shower_maximum, simulate_chunk)
 
 EDGES = 10 * np.sinh(np.linspace(np.arcsinh(-6), np.arcsinh(400), 49))          # ns: bins of the delay after unscattered light
 WIDTH, BINS = np.diff(EDGES), len(EDGES) - 1
@@ -198,30 +198,18 @@ def learned(args, detector, pulses, truth): # Light
 
 
 def simulated(args, detector, law):
-    "The files of the data set to make, events of all kinds of the mix in random order."
-    rng, settings, done, number = np.random.default_rng(args.seed), SimulationSettings(mix=args.mix), 0, 0
-    share = np.array(args.shares or MIXES[args.mix]["shares"])
+    "The files of the data set to make."
+    done, number, chunk, settings, held = 0, 0, 0, SimulationSettings(mix=args.mix), []
     with tqdm(total=args.events, unit=" events", desc="simulate") as bar:
         while done < args.events:
-            wanted = rng.multinomial(min(args.per_file, args.events - done), share / share.sum())
-            frames, truths, n = [], [], 0
-            for kind, most in enumerate(wanted):
-                have = 0
-                while have < most:
-                    events = sample_neutrinos(rng, 300, kind, settings)
-                    light = event_light(rng, detector, events, law.shine)
-                    (event, *rest), triggered, deposited, signal = detect(rng, detector, events, settings, light)
-                    number_of = np.cumsum(triggered) - 1
-                    triggered &= number_of < most - have
-                    keep = triggered[event]
-                    frames.append(pd.DataFrame(dict(zip(("event", "sensor_id", "time", "charge", "auxiliary"), (n + number_of[event[keep]], *(a[keep] for a in rest))))))
-                    truths.append(truth_table({name: a[triggered] for name, a in events.items()}, deposited[triggered], signal[triggered]))
-                    have += len(truths[-1]); n += len(truths[-1]); bar.update(len(truths[-1]))
-            place = rng.permutation(n)
-            pulses = pd.concat(frames, ignore_index=True)
-            pulses = pulses.assign(event=place[pulses.event], sensor_id=pulses.sensor_id.astype(np.int16), time=pulses.time.astype(np.int64), auxiliary=pulses.auxiliary.astype(bool)).sort_values("event", kind="stable")
-            done += n; number += 1
-            yield number, pulses, pd.concat(truths, ignore_index=True).iloc[np.argsort(place)]
+            pulses, truth = simulate_chunk(detector, args.seed, chunk, settings, law.shine)
+            held.append((pulse_frame(pulses, chunk * CHUNK), truth)); chunk += 1; bar.update(min(CHUNK, args.events - bar.n))
+            n = min(args.per_file, args.events - done)
+            if len(held) * CHUNK < n: continue
+            pulses, truth = (pd.concat(x, ignore_index=True) for x in zip(*held))
+            pulses = pulses.assign(event=pulses.event_id - pulses.event_id.iloc[0])
+            done += n; number += 1; held = []
+            yield number, pulses[pulses.event < n], truth[:n]
 
 
 def parsed():
@@ -231,17 +219,15 @@ def parsed():
     parser.add_argument("out", type=Path)
     parser.add_argument("--files", type=lambda text: [int(x) for x in text.split(",")], metavar="1,2,3", required=True)
     parser.add_argument("--events", type=int, default=80_000)
-    parser.add_argument("--per-file", type=int, default=5_000)
+    parser.add_argument("--per-file", type=int, default=5_000, help="events of a file")
     parser.add_argument("--law", type=Path, help="light.safetensors of a fit to these files, instead of a new one")
-    parser.add_argument("--epochs", type=int, default=36)
+    parser.add_argument("--epochs", type=int, default=36, help="of the fit")
     parser.add_argument("--held-out", type=int, default=10, help="one event of so many is left out")
     parser.add_argument("--mix", default="ppc", choices=MIXES, help="of the simulation: energies, and shares of the kinds")
-    parser.add_argument("--shares", type=float, nargs=3, metavar=KINDS[:3], help="of the kinds, instead of the mix's")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     refuse_existing(args.out)
     if args.held_out < 2 or min(args.events, args.per_file, args.epochs) < 1: parser.error("--held-out must be at least 2, --events, --per-file and --epochs at least 1")
-    if args.shares and not (min(args.shares) >= 0 and sum(args.shares) > 0): parser.error("--shares must not be negative, and one above 0")
     return args
 
 

@@ -838,13 +838,14 @@ def triggered_events(
     draw, # function of nothing that gives a dict of neutrinos
     wanted:int, # events
     settings:SimulationSettings=SimulationSettings(),
+    shine=cascade_light, # what cascades give
 ): # pulses (event numbered from 0), truth of the wanted events
     "Simulate batches of neutrinos until enough have triggered."
     parts, truths, have, tries = [], [], 0, 0
     while have < wanted:
         events = draw(); tries += 1
         if tries > 1000: raise ValueError("almost no simulated event triggers: is the geometry the detector's, in metres, and do enough DOMs record?")
-        (event, *rest), triggered, deposited, signal = detect(rng, detector, events, settings)
+        (event, *rest), triggered, deposited, signal = detect(rng, detector, events, settings, event_light(rng, detector, events, shine))
         rank = np.cumsum(triggered) - 1 + have; triggered &= rank < wanted
         keep = triggered[event]
         parts.append([rank[event[keep]], *(x[keep] for x in rest)])
@@ -855,6 +856,7 @@ def triggered_events(
 # %% ../nbs/03_simulation.ipynb #1899f19a
 def simulate_chunk(
     detector:Detector, seed:int, chunk:int, settings:SimulationSettings=SimulationSettings(), # seed and number of the chunk give its random numbers
+    shine=cascade_light, # what cascades give
 ): # pulses: event 0..99, sensor, time, charge, auxiliary; truth, a row for each event
     "One chunk of events, a pure function of its arguments."
     rng = np.random.default_rng(np.random.SeedSequence([seed, chunk]))
@@ -863,7 +865,7 @@ def simulate_chunk(
     found, start = [], 0
     for kind, n in enumerate(wanted):
         batch = int(n * CANDIDATES[kind]) + 8
-        if n: found.append(triggered_events(rng, detector, lambda: sample_neutrinos(rng, batch, kind, settings), int(n), settings))
+        if n: found.append(triggered_events(rng, detector, lambda: sample_neutrinos(rng, batch, kind, settings), int(n), settings, shine))
     if wanted.sum() < CHUNK: found.append(bright_event(rng, detector, settings))
     for pulses, truth in found: pulses[0] = pulses[0] + start; start += len(truth)
     pulses = [np.concatenate(x) for x in zip(*(f[0] for f in found))]

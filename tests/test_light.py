@@ -112,9 +112,9 @@ def test_data_set(tmp_path):
     again = learn("again", "--law", tmp_path / "first/light.safetensors", "--events", 50, "--per-file", 30)
     assert again.returncode == 0, again.stderr
     for a, b in zip(first, IceCubeDataset(tmp_path / "again")): assert torch.equal(a["pulse_features"], b["pulse_features"]) and torch.equal(a["target"], b["target"])
-    assert learn("cascades", "--law", tmp_path / "first/light.safetensors", "--events", 20, "--shares", 0, 0, 1).returncode == 0
-    assert (pd.read_parquet(tmp_path / "cascades/truth.parquet").type == "cascade").all()
-    assert "at least" in learn("none", "--epochs", 0).stderr and "negative" in learn("none", "--shares", 0, 0, 0).stderr and "already" in learn("first").stderr and "no events of a file 7" in learn("none", "--files", "7").stderr
+    assert learn("cascades", "--law", tmp_path / "first/light.safetensors", "--events", 100, "--mix", "cascades").returncode == 0
+    assert (pd.read_parquet(tmp_path / "cascades/truth.parquet").type == "cascade").mean() > 0.5
+    assert "at least" in learn("none", "--epochs", 0).stderr and "already" in learn("first").stderr and "no events of a file 7" in learn("none", "--files", "7").stderr
     truth = pd.read_parquet(data / "truth.parquet")
     truth.assign(type="track_through").to_parquet(data / "truth.parquet")
     assert "no cascade" in learn("none").stderr and not (tmp_path / "none").exists()
