@@ -4,7 +4,7 @@
 
 The photo-electrons of a cascade fall onto the DOMs independently of each other. So much light is expected on a DOM, with such delays, as the simulation's law says times what two small networks say of where the cascade and the DOM are, which way it looks, and how the ice is there; the networks
 are fitted to every pulse (a Poisson process with the noise on top, exact for the times of all DOMs, lit and dark), with vertex, direction and energy of the truth, and for each cascade a time and a brightness of its own. That a DOM without neighbours records its first photo-electron alone is allowed for.
-Of the events, in the order of the files, every tenth (--held-out) is left out: training keeps these back. The fit stops after --epochs; OUT is a data set as the simulation writes them, with the law in light.safetensors; a law given by --law is not fitted again."""
+Of the events, in the order of the files, every tenth (--held-out) is left out: training keeps these back. The fit stops after --epochs; OUT is a data set as the simulation writes them, with the law in light.safetensors. With --law FILE the law is written to FILE as soon as it is found, and taken from there if FILE exists: after an interruption, or for other events."""
 import argparse
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from iceaggr.direction import angles_to_vector
 from iceaggr.geometry import SPEED_OF_LIGHT, load_geometry
+from iceaggr.reading import replacing
 from iceaggr.simulation import (
     AFTER_PULSES, CHUNK, COS_C, GROUP_INDEX, LATE_SHARE, METRES_PER_GEV, MIXES, NOISE_FOLLOWERS, NOISE_RATE, ONSET, STAMP,
     SimulationSettings, cascade_expectation, make_detector, point_pairs, pulse_frame, shower_maximum, simulate_chunk)
@@ -189,12 +190,20 @@ def fitted(cascades, epochs, seed): # Light
     return law.eval()
 
 
-def learned(args, detector, pulses, truth): # Light
-    "The law of the cascades of a data set."
+def law_of(args, detector, pulses, truth): # Light
+    "The law that was found before, or else that of the cascades of the data set."
+    if args.law and args.law.exists():
+        law = Light()
+        try: law.load_state_dict(load_file(args.law))
+        except Exception as e: raise SystemExit(f"{args.law} holds no law of light ({e}): remove it, or name another file") from None
+        return law.eval()
     start = np.searchsorted(pulses.event, np.arange(len(truth) + 1))
     chosen = np.flatnonzero((truth.type == "cascade").to_numpy() & (np.arange(len(truth)) % args.held_out != args.held_out - 1))
     if not len(chosen): raise SystemExit(f"{args.data}: the files {args.files} have no cascade: name others")
-    return fitted([Cascade(detector, truth.iloc[e], pulses[start[e]:start[e + 1]]) for e in tqdm(chosen, "cascades")], args.epochs, args.seed)
+    law = fitted([Cascade(detector, truth.iloc[e], pulses[start[e]:start[e + 1]]) for e in tqdm(chosen, "cascades")], args.epochs, args.seed)
+    if args.law:
+        with replacing(args.law) as part: save_file(law.state_dict(), part)
+    return law
 
 
 def simulated(args, detector, law):
@@ -220,7 +229,7 @@ def parsed():
     parser.add_argument("--files", type=lambda text: [int(x) for x in text.split(",")], metavar="1,2,3", required=True)
     parser.add_argument("--events", type=int, default=80_000)
     parser.add_argument("--per-file", type=int, default=5_000, help="events of a file")
-    parser.add_argument("--law", type=Path, help="light.safetensors of a fit to these files, instead of a new one")
+    parser.add_argument("--law", type=Path, help="file of a law that was fitted before; written after the fit if it does not exist")
     parser.add_argument("--epochs", type=int, default=36, help="of the fit")
     parser.add_argument("--held-out", type=int, default=10, help="one event of so many is left out")
     parser.add_argument("--mix", default="ppc", choices=MIXES, help="of the simulation: energies, and shares of the kinds")
@@ -236,7 +245,6 @@ if __name__ == "__main__":
     geometry = load_geometry(args.data)
     pulses, truth = read_events(args.data, args.files)
     detector = make_detector(geometry, np.setdiff1d(np.arange(len(geometry)), pulses.sensor_id.unique()))
-    if args.law: law = Light(); law.load_state_dict(load_file(args.law)); law.eval()
-    else: law = learned(args, detector, pulses, truth)
+    law = law_of(args, detector, pulses, truth)
     write_events(args.out, geometry, simulated(args, detector, law))
     save_file(law.state_dict(), args.out / "light.safetensors")

@@ -104,17 +104,21 @@ def test_data_set(tmp_path):
     "Pulses are the same with the same seed and law; all can be read; kinds and numbers are those asked for; bad requests are refused before anything is made."
     data = simulate_dataset(tmp_path / "data", 40, seed=5, events_per_file=40, progress=False, mix="cascades")
     learn = lambda out, *options: call(data, tmp_path / out, "--files", "1", *options, script=SCRIPTS / "learn_light.py")
-    done = learn("first", "--epochs", 1, "--events", 50, "--per-file", 30)
+    law = tmp_path / "law.safetensors"
+    done = learn("first", "--epochs", 1, "--events", 50, "--per-file", 30, "--law", law)
     assert done.returncode == 0, done.stderr
+    assert law.read_bytes() == (tmp_path / "first/light.safetensors").read_bytes() and "epoch 1:" in done.stdout + done.stderr
     first = IceCubeDataset(tmp_path / "first")
     truth = pd.read_parquet(tmp_path / "first/truth.parquet")
     assert len(first) == 50 and truth.batch_id.value_counts().to_dict() == {1: 30, 2: 20} and truth.type.nunique() == 3
-    again = learn("again", "--law", tmp_path / "first/light.safetensors", "--events", 50, "--per-file", 30)
-    assert again.returncode == 0, again.stderr
+    again = learn("again", "--law", law, "--events", 50, "--per-file", 30)
+    assert again.returncode == 0 and "epoch 1:" not in again.stdout + again.stderr, again.stderr
     for a, b in zip(first, IceCubeDataset(tmp_path / "again")): assert torch.equal(a["pulse_features"], b["pulse_features"]) and torch.equal(a["target"], b["target"])
-    assert learn("cascades", "--law", tmp_path / "first/light.safetensors", "--events", 100, "--mix", "cascades").returncode == 0
+    assert learn("cascades", "--law", law, "--events", 100, "--mix", "cascades").returncode == 0
     assert (pd.read_parquet(tmp_path / "cascades/truth.parquet").type == "cascade").mean() > 0.5
     assert "at least" in learn("none", "--epochs", 0).stderr and "already" in learn("first").stderr and "no events of a file 7" in learn("none", "--files", "7").stderr
+    law.write_bytes(b"damaged")
+    assert "law.safetensors holds no law" in learn("none", "--law", law).stderr and law.read_bytes() == b"damaged"
     truth = pd.read_parquet(data / "truth.parquet")
     truth.assign(type="track_through").to_parquet(data / "truth.parquet")
     assert "no cascade" in learn("none").stderr and not (tmp_path / "none").exists()
