@@ -1,10 +1,12 @@
 "What the scripts share that make data sets of events at hand: reading events with their truth, and writing a data set beside its final name."
+import argparse
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from iceaggr.simulation import write_batch, write_table
+from iceaggr.simulation import MIXES, write_batch, write_table
 
 
 def read_events(folder, files, most=None):
@@ -19,6 +21,18 @@ def read_events(folder, files, most=None):
         truths.append(rows[["batch_id", "event_id", "azimuth", "zenith"]].merge(truth, on=["batch_id", "event_id"], validate="one_to_one"))
         n += len(rows)
     return pd.concat(pulses, ignore_index=True), pd.concat(truths, ignore_index=True)
+
+
+def command_line(doc):
+    "What all scripts are told that make events of others."
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--files", type=lambda text: [int(x) for x in text.split(",")], metavar="1,2,3", required=True)
+    parser.add_argument("--held-out", type=int, default=10, help="one event of so many is left out; default %(default)s")
+    parser.add_argument("--mix", default="ppc", choices=MIXES, help="of the simulation; default %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    return parser
 
 
 def refuse_existing(out):

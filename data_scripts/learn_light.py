@@ -3,27 +3,27 @@
     python data_scripts/learn_light.py DATA OUT --files 1,2,3 --events 80000 --seed 1
 
 The photo-electrons of a cascade fall onto the DOMs independently of each other. So much light is expected on a DOM, with such delays, as the simulation's law says times what two small networks say of where the cascade and the DOM are, which way it looks, and how the ice is there; the networks
-are fitted to every pulse (a Poisson process with the noise on top, exact for the times of all DOMs, lit and dark), with vertex, direction and energy of the truth, and for each cascade a time and a brightness of its own. That a DOM without neighbours records its first photo-electron alone is allowed for.
+are fitted to every pulse (the likelihood of a Poisson process with the noise on top, of all DOMs, lit and dark), with vertex, direction and energy of the truth, and for each cascade a time and a brightness of its own. That a DOM without neighbours records its first photo-electron alone is allowed for.
 Of the events, in the order of the files, every tenth (--held-out) is left out: training keeps these back. The fit stops after --epochs; OUT is a data set as the simulation writes them, with the law in light.safetensors. With --law FILE the law is written to FILE as soon as it is found, and taken from there if FILE exists: after an interruption, or for other events."""
-import argparse
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from event_files import read_events, refuse_existing, write_events
+from event_files import command_line, refuse_existing, write_events
 from safetensors.torch import load_file, save_file
 from scipy.special import gammainc
+from thin_events import Source
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from iceaggr.direction import angles_to_vector
-from iceaggr.geometry import SPEED_OF_LIGHT, load_geometry
+from iceaggr.geometry import SPEED_OF_LIGHT
 from iceaggr.reading import replacing
 from iceaggr.simulation import (
-    AFTER_PULSES, CHUNK, COS_C, GROUP_INDEX, LATE_SHARE, METRES_PER_GEV, MIXES, NOISE_FOLLOWERS, NOISE_RATE, ONSET, STAMP,
-    SimulationSettings, cascade_expectation, make_detector, point_pairs, pulse_frame, shower_maximum, simulate_chunk)
+    AFTER_PULSES, CHUNK, COS_C, GROUP_INDEX, LATE_SHARE, METRES_PER_GEV, NOISE_FOLLOWERS, NOISE_RATE, ONSET, STAMP,
+    cascade_expectation, point_pairs, pulse_frame, shower_maximum, simulate_chunk)
 
 EDGES = 10 * np.sinh(np.linspace(np.arcsinh(-6), np.arcsinh(400), 49))          # ns: bins of the delay after unscattered light
 WIDTH, BINS = np.diff(EDGES), len(EDGES) - 1
@@ -118,9 +118,9 @@ class Cascade:
         self.lit, self.prior, self.alone = torch.from_numpy(lit), torch.from_numpy(prior(lit)), torch.from_numpy(alone[lit])
         self.hit, self.charge = torch.from_numpy(self.hit), torch.from_numpy(np.clip(np.rint(charge), 1, MOST_CHARGE).astype(np.float32))
         self.weight = min(1., 150 / max(float(self.charge.sum()), 1))                   # bright ones are few, and must not be everything
-        self.zero, self.brightness = 0., 1.
-        if len(time): self.zero = self.earliest(self.mu[self.lit], self.prior, np.quantile(self.time, 0.2) + np.arange(-1_000, 1_000, 10.))
-        self.time = torch.from_numpy((self.time - self.zero).astype(np.float32)); self.zero = 0.
+        self.zero, start = 0., 0.                                                       # ns: the cascade's time, for what has been learned and at first
+        if len(self.time): start = self.earliest(self.mu[self.lit], self.prior, np.quantile(self.time, 0.2) + np.arange(-1_000, 1_000, 10.))
+        self.time = torch.from_numpy((self.time - start).astype(np.float32))
 
     def earliest(self, expected, shares, times): # ns
         "The time of the cascade for which its pulses are most probable."
@@ -141,7 +141,7 @@ def density(shares, row, delay): # (...) 1/ns
 
 
 def log_likelihood(law, some, update=False): # (len(some),) against noise alone
-    "Of the pulses of cascades; with `update` their times and brightnesses are set to what is most probable."
+    "Of the pulses of cascades; with `update` their times are moved towards what is most probable."
     n, lit = [len(c.x) for c in some], [len(c.lit) for c in some]
     event, row0, lit0 = torch.arange(len(some)).repeat_interleave(torch.tensor(n)), np.cumsum([0, *n]), np.cumsum([0, *lit])
     x = torch.cat([c.x for c in some])
@@ -163,8 +163,8 @@ def log_likelihood(law, some, update=False): # (len(some),) against noise alone
     with torch.no_grad(): brightness = (sums(charge * rate / (rate + NOISE), owner) + STEADY) / (expected + STEADY)
     if update:
         for k, c in enumerate(some):
-            c.brightness, own = float(brightness[k]), slice(lit0[k], lit0[k + 1])
-            c.zero += 0.7 * (c.earliest(c.brightness * mu[rows[own]], shares[own], c.zero + np.arange(-24, 25, 2.)) - c.zero)
+            own = slice(lit0[k], lit0[k + 1])
+            c.zero += 0.7 * (c.earliest(brightness[k] * mu[rows[own]], shares[own], c.zero + np.arange(-24, 25, 2.)) - c.zero)
     return sums(charge * torch.log1p(brightness[owner] * rate / NOISE), owner) - brightness * expected
 
 
@@ -190,28 +190,28 @@ def fitted(cascades, epochs, seed): # Light
     return law.eval()
 
 
-def law_of(args, detector, pulses, truth): # Light
+def law_of(source): # Light
     "The law that was found before, or else that of the cascades of the data set."
+    args = source.args
     if args.law and args.law.exists():
         law = Light()
         try: law.load_state_dict(load_file(args.law))
         except Exception as e: raise SystemExit(f"{args.law} holds no law of light ({e}): remove it, or name another file") from None
         return law.eval()
-    start = np.searchsorted(pulses.event, np.arange(len(truth) + 1))
-    chosen = np.flatnonzero((truth.type == "cascade").to_numpy() & (np.arange(len(truth)) % args.held_out != args.held_out - 1))
+    chosen = source.events[(source.truth.type == "cascade").to_numpy()[source.events]]
     if not len(chosen): raise SystemExit(f"{args.data}: the files {args.files} have no cascade: name others")
-    law = fitted([Cascade(detector, truth.iloc[e], pulses[start[e]:start[e + 1]]) for e in tqdm(chosen, "cascades")], args.epochs, args.seed)
+    law = fitted([Cascade(source.detector, source.truth.iloc[e], source.pulses[source.start[e]:source.start[e + 1]]) for e in tqdm(chosen, "cascades")], args.epochs, args.seed)
     if args.law:
         with replacing(args.law) as part: save_file(law.state_dict(), part)
     return law
 
 
-def simulated(args, detector, law):
+def simulated(source, law):
     "The files of the data set to make."
-    done, number, chunk, settings, held = 0, 0, 0, SimulationSettings(mix=args.mix), []
+    args, done, number, chunk, held = source.args, 0, 0, 0, []
     with tqdm(total=args.events, unit=" events", desc="simulate") as bar:
         while done < args.events:
-            pulses, truth = simulate_chunk(detector, args.seed, chunk, settings, law.shine)
+            pulses, truth = simulate_chunk(source.detector, args.seed, chunk, source.settings, law.shine)
             held.append((pulse_frame(pulses, chunk * CHUNK), truth)); chunk += 1; bar.update(min(CHUNK, args.events - bar.n))
             n = min(args.per_file, args.events - done)
             if len(held) * CHUNK < n: continue
@@ -223,17 +223,11 @@ def simulated(args, detector, law):
 
 def parsed():
     "The command line."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--files", type=lambda text: [int(x) for x in text.split(",")], metavar="1,2,3", required=True)
-    parser.add_argument("--events", type=int, default=80_000)
-    parser.add_argument("--per-file", type=int, default=5_000, help="events of a file")
+    parser = command_line(__doc__)
+    parser.add_argument("--events", type=int, default=80_000, help="how many to make; default %(default)s")
+    parser.add_argument("--per-file", type=int, default=5_000, help="events of a file; default %(default)s")
     parser.add_argument("--law", type=Path, help="file of a law that was fitted before; written after the fit if it does not exist")
-    parser.add_argument("--epochs", type=int, default=36, help="of the fit")
-    parser.add_argument("--held-out", type=int, default=10, help="one event of so many is left out")
-    parser.add_argument("--mix", default="ppc", choices=MIXES, help="of the simulation: energies, and shares of the kinds")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=36, help="of the fit; default %(default)s")
     args = parser.parse_args()
     refuse_existing(args.out)
     if args.held_out < 2 or min(args.events, args.per_file, args.epochs) < 1: parser.error("--held-out must be at least 2, --events, --per-file and --epochs at least 1")
@@ -241,10 +235,7 @@ def parsed():
 
 
 if __name__ == "__main__":
-    args = parsed()
-    geometry = load_geometry(args.data)
-    pulses, truth = read_events(args.data, args.files)
-    detector = make_detector(geometry, np.setdiff1d(np.arange(len(geometry)), pulses.sensor_id.unique()))
-    law = law_of(args, detector, pulses, truth)
-    write_events(args.out, geometry, simulated(args, detector, law))
-    save_file(law.state_dict(), args.out / "light.safetensors")
+    source = Source(parsed())
+    law = law_of(source)
+    write_events(source.args.out, source.geometry, simulated(source, law))
+    save_file(law.state_dict(), source.args.out / "light.safetensors")

@@ -5,12 +5,9 @@
 Light adds up: with each photo-electron kept with the same probability, what is left is what a dimmer event of the same direction, place and kind would have shown. The probability of an event is drawn between --least and --most, its logarithm evenly.
 Of the events, in the order of the files, every tenth (--held-out) is left out: training keeps these back. OUT has a file for each copy, without the events that no longer trigger; its truth is that of the source, and says
 which it was (source_file, source_event) and what share of the light is left (light)."""
-import argparse
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
-from event_files import read_events, refuse_existing, write_events
+from event_files import command_line, read_events, refuse_existing, write_events
 from tqdm import tqdm
 
 from iceaggr.geometry import DOMS_PER_STRING, N_STRINGS, load_geometry
@@ -68,16 +65,10 @@ class Source:
 
 def parsed(doc, least, most):
     "The command line."
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--files", type=lambda text: [int(x) for x in text.split(",")], metavar="1,2,3", required=True)
-    parser.add_argument("--copies", type=int, default=4)
+    parser = command_line(doc)
+    parser.add_argument("--copies", type=int, default=4, help="default %(default)s")
     parser.add_argument("--least", type=float, default=least, help=f"share of the light that is left at least; default {least}")
     parser.add_argument("--most", type=float, default=most, help=f"and at most; default {most}")
-    parser.add_argument("--held-out", type=int, default=10, help="one event of so many is left out")
-    parser.add_argument("--mix", default="ppc", help="of the simulation, whose read-out triggers")
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     refuse_existing(args.out)
     if not 0 < args.least <= args.most <= 1: parser.error("--least and --most are shares, above 0 and at most 1, the first not the larger one")

@@ -809,10 +809,10 @@ def bright_neutrino(rng): # dict as of sample_neutrinos, one event
     return e
 
 
-def bright_event(rng, detector:Detector, settings:SimulationSettings): # pulses, truth, as of triggered_events
+def bright_event(rng, detector:Detector, settings:SimulationSettings, shine=cascade_light): # pulses, truth, as of triggered_events
     "Simulate until an event is as bright as BRIGHT."
     for _ in range(1000):
-        pulses, truth = triggered_events(rng, detector, lambda: bright_neutrino(rng), 1, settings)
+        pulses, truth = triggered_events(rng, detector, lambda: bright_neutrino(rng), 1, settings, shine)
         if len(pulses[0]) > BRIGHT[0] and len(np.unique(pulses[1])) > BRIGHT[1]: return pulses, truth
     raise ValueError(f"bright: none of 1,000 events had more than {BRIGHT[0]:,} pulses on more than {BRIGHT[1]:,} DOMs; leave it out, or let more than {len(detector.alive):,} DOMs record")
 
@@ -866,7 +866,7 @@ def simulate_chunk(
     for kind, n in enumerate(wanted):
         batch = int(n * CANDIDATES[kind]) + 8
         if n: found.append(triggered_events(rng, detector, lambda: sample_neutrinos(rng, batch, kind, settings), int(n), settings, shine))
-    if wanted.sum() < CHUNK: found.append(bright_event(rng, detector, settings))
+    if wanted.sum() < CHUNK: found.append(bright_event(rng, detector, settings, shine))
     for pulses, truth in found: pulses[0] = pulses[0] + start; start += len(truth)
     pulses = [np.concatenate(x) for x in zip(*(f[0] for f in found))]
     truth = pd.concat([f[1] for f in found], ignore_index=True)

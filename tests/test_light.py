@@ -78,6 +78,30 @@ def test_shine(learn_light):
         share = learn_light.prior_bins(shape[[dom]], scale[[dom]])[0]
         assert np.abs(np.cumsum(np.histogram(delay, learn_light.EDGES)[0]) / len(delay) - np.cumsum(share) / share.sum()).max() < 1.7 / np.sqrt(len(delay))
     assert len(law.shine(rng, detector, position[:0], u[:0], start[:0], energy[:0])[0]) == 0
+    pev = np.full(1, 1e6)                                                                                               # photo-electrons beyond those drawn go into the weights
+    _, sensor, _, weight = law.shine(rng, detector, position[:1], u[:1], start[:1], pev)
+    mu = simulation.cascade_expectation(detector.ice, position[:1] + simulation.shower_maximum(pev)[:, None] * u[:1], u[:1], simulation.METRES_PER_GEV * pev, detector.xyz, detector.efficiency)[0]
+    assert weight.max() > 1 and np.bincount(sensor).max() <= 2_000 and weight.sum() == pytest.approx(mu.sum(), rel=0.03)
+
+
+def test_times_and_empty_cascades(learn_light, tmp_path):
+    "A cascade that is put too late finds back to the time that is most probable; one without pulses counts the light that was to be expected."
+    detector, law = make_detector(), learn_light.Light()
+    found = read(learn_light, simulate_dataset(tmp_path / "data", 30, seed=3, events_per_file=30, progress=False, mix="cascades"))[:6]
+    cascades = [learn_light.Cascade(detector, *event) for event in found]
+    def settled(first): # times and log-likelihood
+        for c in cascades: c.zero = first
+        with torch.no_grad():
+            for _ in range(12): learn_light.log_likelihood(law, cascades, update=True)
+            return np.array([c.zero for c in cascades]), learn_light.log_likelihood(law, cascades).numpy()
+    (early, low), (late, high) = settled(-15.), settled(15.)
+    for c in cascades: c.zero = 30.
+    with torch.no_grad(): far = learn_light.log_likelihood(law, cascades).numpy()
+    assert np.abs(early - late).max() < 4 and (np.minimum(low, high) > far + 2).all()
+    truth, pulses = found[0]
+    empty = learn_light.Cascade(detector, truth, pulses[:0])
+    with torch.no_grad(): value, expected = learn_light.log_likelihood(law, [empty, cascades[0]])[0].item(), empty.mu.double().sum().item()
+    assert len(empty.lit) == 0 and value == pytest.approx(-expected * learn_light.STEADY / (expected + learn_light.STEADY), rel=0.01)
 
 
 def test_other_ice_is_found(learn_light, tmp_path, monkeypatch):
