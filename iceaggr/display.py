@@ -332,7 +332,7 @@ def _animate(fig, view, n):
     where = {t.meta: (k, t.type) for k, t in enumerate(fig.data) if t.meta is not None}
     frames = [{key: new for key, new in moment.items() if key in where} for moment in light_until(view, times)]
     fig.frames = [dict(name=str(k), traces=[where[key][0] for key in f], data=[dict(type=where[key][1], **new) for key, new in f.items()]) for k, f in enumerate(frames)]
-    fig.update_traces(visible=True, selector=dict(meta="now"))
+    fig.update_traces(visible=True, x=np.repeat(np.float32(times[-1]), 2), selector=dict(meta="now"))
     now, play = (dict(mode="immediate", frame=dict(duration=ms, redraw=True), transition=dict(duration=0), fromcurrent=True) for ms in (0, 90))
     steps = [dict(label=f"{t:,.0f}", method="animate", args=[[str(k)], now]) for k, t in enumerate(times)]
     wide, y = fig.layout.scene.domain.x[1], -0.01
