@@ -2,8 +2,9 @@
 
     python data_scripts/cascade_limit.py EVENTS [--seed 0] [--geometry PATH] --hardware "1 core of ..."
 
-Events with more than --most photo-electrons are left out of the table: they take long, and are counted in its column `brighter` (so many before this one). It can be interrupted and called again: events of the seed that the table has from this simulation and commit are not worked out twice. Another seed adds other events."""
+Events with more than --most photo-electrons are left out of the table: they take long, and are counted in its column `brighter` (so many before this one). It can be interrupted and called again: events of the seed that the table has from this simulation, geometry and commit are not worked out twice. Another seed adds other events, also at the same time."""
 import argparse
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,13 @@ if __name__ == "__main__":
     detector = make_detector(args.geometry)
     cascades = observed_cascades(np.random.default_rng(args.seed), detector, args.events)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    same = dict(seed=args.seed, simulation=VERSION, commit=source_commit() or "")
-    rows = [pd.read_csv(args.out, dtype=str, keep_default_na=False)] if args.out.exists() else []        # as text: no digit changes
-    done = {int(k) for t in rows for k in t.event[(t[list(same)] == pd.Series(same).astype(str)).all(axis=1)]}
+    sensors = "" if args.geometry is None else f", sensors {zlib.crc32(detector.geometry.xyz.tobytes() + detector.geometry.efficiency.tobytes()):08x}"
+    same = dict(seed=args.seed, simulation=f"{VERSION}{sensors}", commit=source_commit() or "")
+    table = lambda: [pd.read_csv(args.out, dtype=str, keep_default_na=False)] if args.out.exists() else []        # as text: no digit changes
+    done = {int(k) for t in table() for k in t.event[(t[list(same)] == pd.Series(same).astype(str)).all(axis=1)]}
     few = [len(c["sensor"]) <= args.most for c in cascades]
     for k in tqdm([k for k in np.flatnonzero(few) if k not in done], "cascades"):
         c = cascades[k]
         row = dict(seed=args.seed, event=k, energy=c["energy"], photo_electrons=len(c["sensor"]), sensors=len(np.unique(c["sensor"])), pulses=len(c["pulses"]), **cascade_limit(detector, c, seed=k), expected_of_hit_doms=cascade_limit(detector, c, seed=k, dark=False)["expected"],
-                   brighter=few[:k].count(False), simulation=VERSION, commit=same["commit"], hardware=args.hardware)
-        rows.append(pd.DataFrame([row]))
-        with replacing(args.out) as part: pd.concat(rows).to_csv(part, index=False)
+                   brighter=few[:k].count(False), simulation=same["simulation"], commit=same["commit"], hardware=args.hardware)
+        with replacing(args.out) as part: pd.concat([*table(), pd.DataFrame([row])]).to_csv(part, index=False)          # with what others have added meanwhile

@@ -19,6 +19,7 @@ def read_events(folder, files, most=None):
         these = pd.read_parquet(folder / "train" / f"batch_{file}.parquet")[:rows.last_pulse_index.iloc[-1] + 1]
         pulses.append(these.assign(event=n + np.repeat(np.arange(len(rows)), rows.last_pulse_index - rows.first_pulse_index + 1)))
         truths.append(rows[["batch_id", "event_id", "azimuth", "zenith"]].merge(truth, on=["batch_id", "event_id"], validate="one_to_one"))
+        if len(truths[-1]) < len(rows): raise SystemExit(f"{folder / 'truth.parquet'}: {len(rows) - len(truths[-1]):,} of {len(rows):,} events of file {file} are missing; get it again")
         n += len(rows)
     return pd.concat(pulses, ignore_index=True), pd.concat(truths, ignore_index=True)
 

@@ -7,7 +7,7 @@ __all__ = ['GUESSING', 'EXAMPLE', 'UsageError', 'batch_numbers', 'make_place', '
            'say_skipped', 'prepare', 'train', 'predict', 'write_predictions', 'write_table', 'evaluate', 'display',
            'find_event', 'bench', 'event_name', 'device_name', 'count', 'positive', 'share', 'DefaultsOnce',
            'make_parser', 'add_simulate', 'add_prepare', 'add_train', 'add_predict', 'add_display', 'add_bench', 'main',
-           'complain']
+           'home', 'complain']
 
 # %% ../nbs/14_cli.ipynb #94861d5e
 import argparse
@@ -188,7 +188,7 @@ def display(args):
     if (ending := place.suffix.lower()) not in (".html", ".htm", ".pdf", ".svg", ".png"): raise UsageError(f"--out {place}: name an interactive page (.html), or a figure for print (.pdf, .svg, .png)")
     if args.animate and not ending.startswith(".htm"): raise UsageError("--animate is for interactive pages: let --out end in .html, or leave it out")
     make_place(place)
-    index, dataset, row = find_event(args.data, args.split, args.event)
+    index, dataset, row = find_event(args.data, args.split, args.event, args.batches, args.on_bad_event)
     prediction = kappa = None
     if args.predictions:
         from iceaggr.evaluation import read_predictions
@@ -219,25 +219,34 @@ def display(args):
 def find_event(
     data, # folder of the data set
     split:str, # "train" or "test"
-    event:str, # event_id, or "brightest" (of the last file)
+    event:str, # event_id, or "brightest"
+    batches:"list|str|None"=None, # of `batch_numbers`: where to look; None: for the brightest the last file, for another event all
+    on_bad_event:str="error", # or "skip": the brightest of the good ones
 ): # position in the data set, data set, row of its event table
-    "The data set of the file that holds an event; DataError if none does."
+    "The data set of the file that holds an event, and of this alone; DataError if none does, or if the event is bad."
     from iceaggr.data import IceCubeDataset
     from iceaggr.evaluation import find_events
     from iceaggr.prepared import map_arrow
     from iceaggr.reading import DataError, batch_files, in_prepared_form
     if event == "brightest":
-        dataset = IceCubeDataset(data, split=split, batch_ids=chosen_batches("last", data, split))
+        looked = chosen_batches(batches or "last", data, split)
+        dataset = IceCubeDataset(data, split=split, batch_ids=looked, on_bad_event=on_bad_event)
+        if not len(dataset): raise DataError(f"{data}: file {', '.join(map(str, looked))} has no good event: choose others (--batches)")
         index = int(dataset.n_pulses.argmax())
+        event, batches = int(dataset.event_ids[index]), [int(dataset.event_table().batch_id.iloc[index])]
+    elif batches is not None: batches = chosen_batches(batches, data, split)
     else:
-        meta, batches = Path(data) / f"{split}_meta.parquet", None
+        meta = Path(data) / f"{split}_meta.parquet"
         if meta.exists():                                       # the table of the Kaggle data has 132 million rows: only look for the event
             batches = find_events(meta, [event]).batch_id.unique().tolist()
             if not batches: raise DataError(f"event {event} is not in {meta}")
         elif in_prepared_form(files := batch_files(data, split)):
             batches = [b for b, path in files.items() if (map_arrow(path)["event_id"].to_numpy() == event).any()] or None      # None: it may be among those left out
-        dataset, index = IceCubeDataset(data, split=split, batch_ids=batches, events=[event]), 0
-    return index, dataset, next(dataset.event_table().iloc[[index]].itertuples())
+    dataset = IceCubeDataset(data, split=split, batch_ids=batches, events=[event], on_bad_event=on_bad_event)
+    if not len(dataset):
+        why = dataset.skipped.iloc[0]
+        raise DataError(f"{why.file}: event {event} was left out, as something is wrong with it: column {why.column}: {why.reason}")
+    return 0, dataset, next(dataset.event_table().itertuples())
 
 # %% ../nbs/14_cli.ipynb #c96443a9
 def bench(args):
@@ -375,6 +384,8 @@ def add_display(p):
     "What `display` takes."
     p.add_argument("--event", type=event_name, required=True, help='event_id, or "brightest" for the brightest of the last file')
     p.add_argument("--split", choices=("train", "test"), default="train", help="which events")
+    p.add_argument("--batches", type=batch_numbers, help="numbers of the files in which to look, such as 1,2,5-8; default: all, for the brightest the last")
+    p.add_argument("--on-bad-event", choices=("error", "skip"), default="error", help="with skip, the brightest of the good events is drawn if the brightest is bad")
     which = p.add_mutually_exclusive_group()
     which.add_argument("--run", metavar="PATH", help="show the direction that this model predicts; a path or a name as for predict")
     which.add_argument("--predictions", metavar="FILE", help="show the direction in this table")
@@ -391,6 +402,8 @@ def add_bench(p):
 def main(argv=None) -> int: # exit code
     "Entry point of the command `iceaggr`."
     args = make_parser().parse_args(argv)
+    for name, value in vars(args).items():                                                          # of --out=~/x the shell expands nothing
+        if name not in ("verb", "run_verb"): setattr(args, name, [home(x) for x in value] if isinstance(value, list) else home(value))
     warnings.showwarning = lambda message, category, *_: print(f"iceaggr: warning: {message}", file=sys.stderr)
     try: args.run_verb(args)
     except (UsageError, FileExistsError) as e: return complain(e, 2)
@@ -398,6 +411,10 @@ def main(argv=None) -> int: # exit code
     except (ValueError, OSError, FloatingPointError, RuntimeError) as e: return complain(e, 1)
     except KeyboardInterrupt: return complain("interrupted" + (": run the same command again" if args.verb in ("simulate", "prepare") else ""), 130)
     return 0
+
+def home(value): # anything
+    "A path that begins with the home folder's short name, with its long one."
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 def complain(error:"str|Exception", code:int) -> int:
     "One line on stderr."

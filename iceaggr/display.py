@@ -19,26 +19,27 @@ import torch
 
 from .direction import angles_to_vector, angular_error, vmf_quantile
 from .geometry import DOMS_PER_STRING, DUST_LAYER, N_SENSORS, ORIGIN_DEPTH, Geometry, load_geometry, string_lines
-from .reading import replacing
+from .reading import count_times, replacing
 
 # %% ../nbs/04_display.ipynb #623c6e67
 _COLUMNS = ["time", "charge", "sensor_id", "auxiliary"]
 
 def pulse_table(pulses # (n, 4) array or tensor [time ns, charge p.e., sensor_id, auxiliary], an event of a data set, or a DataFrame
                ) -> pd.DataFrame: # n rows: time, charge, sensor_id, auxiliary
-    "The pulses of one event as a checked table."
+    "The pulses of one event as a checked table; late times count from the first pulse (`count_times`)."
     if isinstance(pulses, dict): pulses = pulses["pulse_features"]
     if isinstance(pulses, pd.DataFrame):
         missing = [c for c in _COLUMNS if c not in pulses.columns]
         if missing: raise ValueError(f"pulses: column {', '.join(missing)} missing; needed are {', '.join(_COLUMNS)}")
         if "event_id" in pulses.columns and pulses["event_id"].nunique() > 1:
             raise ValueError("pulses: a display shows one event, column event_id holds several")
-        values = pulses[_COLUMNS].to_numpy(dtype=np.float64)
+        time, values = pulses["time"].to_numpy(), pulses[_COLUMNS].to_numpy(dtype=np.float64)
     else:
-        values = np.asarray(torch.as_tensor(pulses).detach().cpu(), dtype=np.float64)
+        time, values = None, np.asarray(torch.as_tensor(pulses).detach().cpu(), dtype=np.float64)
     if values.ndim != 2 or values.shape[1] != 4 or not len(values):
         raise ValueError(f"pulses: an event is an (n, 4) array with n >= 1, got shape {tuple(values.shape)}")
-    return _check_pulses(pd.DataFrame(values, columns=_COLUMNS))
+    time = values[:, 0] if time is None or time.dtype.kind != "i" else time
+    return _check_pulses(pd.DataFrame(values, columns=_COLUMNS).assign(time=count_times(time)))
 
 # %% ../nbs/04_display.ipynb #1e9951c3
 def _check_pulses(table):

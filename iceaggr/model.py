@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'NO_PULSES', 'WEIGHTS_VERSION', 'ModelSettings', 'model_settings', 'number_events', 'pulse_columns',
-           'doubt_units', 'frame_to_events', 'align_times', 'event_batches', 'HierarchicalTransformer', 'predict_parts',
+           'doubt_units', 'frame_to_events', 'event_batches', 'HierarchicalTransformer', 'predict_parts',
            'whole_events', 'read_weights', 'pretrained_folder', 'pretrained_names', 'pretrained_path',
            'predict_dataset', 'prediction_table', 'save_weights', 'pile_up']
 
@@ -32,7 +32,7 @@ from .dom_transformer import DOMTransformer
 from .event_transformer import EventTransformer
 from .geometry import Geometry
 from .packing import PackedBatches, collate_dom_packing, split_batch, to_device
-from .reading import MAX_CHARGE, MAX_TIME, DataError, cut_batches, replacing
+from .reading import MAX_CHARGE, DataError, count_times, cut_batches, replacing
 
 # %% ../nbs/10_model.ipynb #99a713bc
 @dataclass
@@ -85,20 +85,22 @@ def number_events(
 # %% ../nbs/10_model.ipynb #b5ea5f59
 def pulse_columns(
     pulses:pd.DataFrame, # with sensor_id, time, charge and perhaps auxiliary
-    event_id, # (P,) for messages
+    event_id, # (P,) event of each pulse
     n_sensors:int, # sensors of the geometry
-) -> np.ndarray: # (P, 4) float64 time [ns], charge [p.e.], sensor_id, auxiliary
+) -> np.ndarray: # (P, 4) float64 time [ns], of late events from the first pulse on (`count_times`), charge [p.e.], sensor_id, auxiliary
     "The columns of a table of pulses as numbers; ValueError names the column, its value and the event."
     columns = [pulses[c] if c in pulses else pd.Series(False, index=pulses.index) for c in ("time", "charge", "sensor_id", "auxiliary")]
     kind = pd.api.types.infer_dtype(columns[0]) if columns[0].dtype == object else "date" if columns[0].dtype.kind in "mM" else ""
     if kind.startswith(("date", "timedelta")): raise ValueError(f"column time: its type is {columns[0].dtype}; give nanoseconds as numbers, such as (t - t.min()) / pd.Timedelta('1ns')")
-    table = np.stack([pd.to_numeric(x, errors="coerce").to_numpy(np.float64, na_value=np.nan) for x in columns], 1)
+    numbers = [pd.to_numeric(x, errors="coerce") for x in columns]
+    table = np.stack([x.to_numpy(np.float64, na_value=np.nan) for x in numbers], 1)
     def refuse(k, bad, what):
         if bad.any(): raise ValueError(f"column {columns[k].name or 'auxiliary'}, event {event_id[bad.argmax()]}: {str(columns[k].iloc[bad.argmax()])!r} {what}: leave this pulse out or repair it")
     for k in range(3): refuse(k, ~np.isfinite(table[:, k]), "is not a finite number")
     refuse(1, table[:, 1] <= 0, "is not positive"); refuse(1, table[:, 1] > MAX_CHARGE, f"is more than {MAX_CHARGE} p.e.")
     refuse(2, (table[:, 2] % 1 != 0) | (table[:, 2] < 0) | (table[:, 2] >= n_sensors), f"is not a whole number in 0 to {n_sensors - 1}")
     refuse(3, ~np.isin(table[:, 3], (0, 1)), "is neither 0 nor 1")
+    table[:, 0] = count_times(numbers[0].to_numpy(np.int64 if pd.api.types.is_integer_dtype(numbers[0].dtype) else np.float64), event_id)
     return table
 
 def doubt_units(
@@ -132,21 +134,8 @@ def frame_to_events(
     order = np.lexsort((table[:, 0], codes))
     start = np.searchsorted(codes[order], np.arange(len(ids) + 1))
     doubt_units(table, order, start, stacklevel + 1)
-    table = align_times(table[order], codes[order], start)
+    table = table[order].astype(np.float32)
     return [dict(pulse_features=torch.from_numpy(table[a:b]), event_id=torch.tensor(i), n_pulses=torch.tensor(b - a)) for i, a, b in zip(ids.tolist(), start[:-1], start[1:])]
-
-# %% ../nbs/10_model.ipynb #5be1202c
-def align_times(
-    table, # (P, 4) float64, sorted by (event, time)
-    codes, # (P,) number of the event
-    start, # (B + 1,) where each event begins
-): # (P, 4) float32
-    "Times so late that float32 would round them to more than a nanosecond (`MAX_TIME`) are counted from the event's first pulse; the model uses differences alone."
-    first = table[start[:-1], 0]
-    shift = np.where(np.maximum.reduceat(np.abs(table[:, 0]), start[:-1]) >= MAX_TIME, first, 0.)
-    table = table.copy()
-    table[:, 0] -= shift[codes]
-    return table.astype(np.float32)
 
 # %% ../nbs/10_model.ipynb #60ac90ad
 def event_batches(

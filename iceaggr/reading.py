@@ -8,8 +8,8 @@ __all__ = ['PULSE_COLUMNS', 'META_COLUMNS', 'TARGET_COLUMNS', 'MAX_TIME', 'MAX_C
            'one_line', 'replacing', 'data_root', 'batch_files', 'in_prepared_form', 'find_batches', 'counted',
            'half_simulated', 'open_parquet', 'parquet_rows', 'column_values', 'wanted_groups', 'adjoining', 'read_meta',
            'check_meta', 'refuse', 'all_batches', 'promised_files', 'ranges', 'cut_batches', 'dom_order', 'late_pulses',
-           'describe_doms', 'event_time_reference', 'Pulses', 'join_hits', 'check_pulses', 'group_starts',
-           'groups_of_rows', 'read_pulses', 'PulseBlocks', 'EventRows', 'bad_pulses', 'find_bad_events',
+           'describe_doms', 'count_times', 'event_time_reference', 'Pulses', 'join_hits', 'check_pulses',
+           'group_starts', 'groups_of_rows', 'read_pulses', 'PulseBlocks', 'EventRows', 'bad_pulses', 'find_bad_events',
            'events_without_meta', 'write_skipped', 'sound_pulses']
 
 # %% ../nbs/01a_reading.ipynb #0d1a7c05
@@ -354,6 +354,20 @@ def describe_doms(
     "The DOMs of sorted pulses."
     return dict(sensor_id=sensor_id[start], n_pulses=np.diff(start, append=len(time)).astype(np.int32), first_time=time[start],
                 charge=np.add.reduceat(charge.astype(np.float64), start).astype(np.float32))
+
+# %% ../nbs/01a_reading.ipynb #d55ed84f
+def count_times(
+    time, # (P,) int64 or float64 [ns]
+    event=None, # (P,) event of each pulse; None: they are of one
+) -> np.ndarray: # (P,) float64 [ns]
+    "Times of any clock: in events that reach `MAX_TIME`, beyond which float32 rounds, they count from the first pulse; ValueError for floats too large to tell nanoseconds apart."
+    top = np.abs(time).max(initial=0)
+    if not top >= MAX_TIME: return np.asarray(time, np.float64)                              # not finite: for the caller to say
+    if time.dtype.kind == "f" and np.spacing(top) > 1: raise ValueError(f"column time: as a float, {top:.17g} is known to {np.spacing(top):g} ns at best: give whole numbers (int64), or count the times of an event from its first pulse")
+    event = np.zeros(len(time)) if event is None else event
+    first = pd.Series(time).groupby(event).transform("min").to_numpy()
+    late = pd.Series(np.abs(time) >= MAX_TIME).groupby(event).transform("any").to_numpy()
+    return np.where(late, time - first, time).astype(np.float64)
 
 # %% ../nbs/01a_reading.ipynb #cbed9539
 def event_time_reference(

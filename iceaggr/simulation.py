@@ -880,10 +880,12 @@ DEAD_DOMS = 77  # by default, as many as in the real detector
 
 
 def make_detector(geometry=None, dead_doms=DEAD_DOMS): # Detector
-    "A detector from a Geometry, a path of one, or the nominal IC86; `dead_doms` are sensor ids or how many to take."
+    "A detector from a Geometry, a path of one, or the nominal IC86; `dead_doms` are sensor ids, or how many there are in all, with those that the geometry names."
     if not isinstance(geometry, Geometry): geometry = load_geometry(geometry)
     if not all(0 <= d < N_SENSORS for d in np.atleast_1d(dead_doms)): raise ValueError(f"dead_doms must be 0 to {N_SENSORS - 1:,}, the number of DOMs or their sensor ids, not {dead_doms}")
-    if np.ndim(dead_doms) == 0: dead_doms = np.random.default_rng(77).choice(len(geometry.xyz), dead_doms, replace=False)
+    if np.ndim(dead_doms) == 0:
+        alive = np.flatnonzero(geometry.efficiency > 0)
+        dead_doms = np.random.default_rng(77).choice(alive, max(dead_doms - (len(geometry) - len(alive)), 0), replace=False)
     return Detector(geometry, dead_doms)
 
 
@@ -1012,10 +1014,10 @@ def simulate_dataset(
     dead = int(dead_doms) if np.ndim(dead_doms) == 0 else [int(s) for s in dead_doms]
     detector = make_detector(geometry, dead)
     _check_request(n_events, seed, detector, what)
-    out = Path(out); per_file = events_per_file or min(200_000, math.ceil(n_events / 5))
+    out = Path(out).expanduser(); per_file = events_per_file or min(200_000, math.ceil(n_events / 5))
     if not 1 <= per_file <= 200_000: raise ValueError(f"events_per_file must be 1 to 200,000, not {per_file}")
     settings = {"version": VERSION, "events": n_events, "seed": seed, **json.loads(json.dumps(asdict(what))), "events_per_file": per_file,
-                "geometry": _fingerprint(geometry), "dead_doms": dead}
+                "geometry": _fingerprint(geometry), "dead_doms": dead if geometry.efficiency.all() else np.setdiff1d(np.arange(N_SENSORS), detector.alive).tolist()}
     if claim_folder(out, settings): return out
     geometry.to_csv(out / "sensor_geometry.csv")
     jobs = [(seed, c, what) for c in range(-(-n_events // CHUNK))]

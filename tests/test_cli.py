@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import iceaggr.data
 from iceaggr.cli import find_event
 from iceaggr.data import IceCubeDataset, prepare
+from iceaggr.geometry import Geometry, load_geometry
 from iceaggr.model import read_weights
 from iceaggr.reading import DataError
 from iceaggr.simulation import simulate_dataset
@@ -159,6 +160,38 @@ def test_one_event_needs_one_file(tiny_dataset, tmp_path, monkeypatch):
     assert read == [3]
     for data in (tiny_dataset, prepared):
         with pytest.raises(DataError, match="3007"): find_event(data, "train", 3007)
+        with pytest.raises(DataError, match="event 3006 is in none of the files"): find_event(data, "train", 3006, [2])
+        assert find_event(data, "train", "brightest", [3])[2].batch_id == 3
+
+
+def test_bad_events_and_displays(tiny_dataset, tmp_path):
+    "A bad event is no obstacle to drawing another one; that it is bad is said, whatever the form."
+    path, meta = tiny_dataset / "train/batch_10.parquet", pd.read_parquet(tiny_dataset / "train_meta.parquet")
+    meta = meta[meta.batch_id == 10].assign(n=lambda t: t.last_pulse_index - t.first_pulse_index + 1).sort_values("n")
+    least, second, most = meta.iloc[[0, -2, -1]].itertuples()
+    table = pd.read_parquet(path)
+    def spoil(*events):
+        t = table.reset_index()
+        t.loc[[e.first_pulse_index for e in events], "charge"] = 0.
+        t.set_index("event_id").to_parquet(path)
+    spoil(least)
+    _, dataset, row = find_event(tiny_dataset, "train", "brightest")
+    assert row.event_id == most.event_id and dataset[0]["n_pulses"] == most.n
+    spoil(least, most)
+    _, dataset, _ = find_event(tiny_dataset, "train", "brightest")
+    with pytest.raises(DataError, match=f"event {most.event_id}: 0.0 is not"): dataset[0]
+    with pytest.warns(UserWarning, match="left out"): assert find_event(tiny_dataset, "train", "brightest", None, "skip")[2].event_id == second.event_id
+    with pytest.warns(UserWarning, match="left out"): prepared = prepare(tiny_dataset, tmp_path / "prepared", [10], progress=False, on_bad_event="skip")
+    for data in (tiny_dataset, prepared):
+        with pytest.warns(UserWarning), pytest.raises(DataError, match=f"event {least.event_id} was left out, as .*: column charge: 0.0 is not"): find_event(data, "train", int(least.event_id), [10], "skip")
+    spoil(*meta.itertuples())
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="file 10 has no good event"): find_event(tiny_dataset, "train", "brightest", None, "skip")
+
+
+def test_home(tiny_dataset, tmp_path):
+    "The shell leaves the ~ of --out=~/x alone."
+    done = subprocess.run([sys.executable, "-m", "iceaggr.cli", "display", f"--data={tiny_dataset}", "--event=brightest", "--out=~/event.png"], env={**os.environ, "HOME": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and [p.name for p in tmp_path.glob("*.png")] == ["event.png"] and not (tmp_path / "~").exists(), done.stderr
 
 
 def test_data_are_not_written_over(tiny_dataset, tmp_path):
@@ -195,7 +228,20 @@ def test_prepared_form_of_another_data_set_stays(tmp_path):
     assert done.returncode == 1 and "batch_1.events.arrow: was prepared from another data set; event 0 is not what it is in" in done.stderr, done.stderr
     assert before == {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
     prepare(one, tmp_path / "part", [1], progress=False)
-    with pytest.raises(DataError, match="truth.parquet: is not that of .*, but file 1 was prepared with it"): prepare(two, tmp_path / "part", [2], progress=False)
+    with pytest.raises(DataError, match="truth.parquet: is not that of .*, but train/batch_1.events.arrow was prepared with it"): prepare(two, tmp_path / "part", [2], progress=False)
+    (two / "test").mkdir()
+    shutil.copy(two / "train/batch_1.parquet", two / "test")
+    meta = pd.read_parquet(two / "train_meta.parquet")
+    meta[meta.batch_id == 1].drop(columns=["azimuth", "zenith"]).to_parquet(two / "test_meta.parquet", index=False)
+    with pytest.raises(DataError, match="truth.parquet: is not that of"): prepare(two, tmp_path / "part", split="test", progress=False)
+    (two / "truth.parquet").unlink()
+    moved, nominal = load_geometry(two), (two / "sensor_geometry.csv").read_bytes()
+    Geometry(moved.xyz + [100., 0, 0]).to_csv(two / "sensor_geometry.csv")
+    with pytest.raises(DataError, match="sensor_geometry.csv: is not that of"): prepare(two, tmp_path / "part", split="test", progress=False)
+    (tmp_path / "part/sensor_geometry.csv").unlink()
+    with pytest.raises(DataError, match="sensor_geometry.csv: is not that of"): prepare(two, tmp_path / "part", split="test", progress=False)      # the nominal sensors
+    (two / "sensor_geometry.csv").write_bytes(nominal)
+    assert len(IceCubeDataset(prepare(two, tmp_path / "part", split="test", progress=False), "test")) == 20
     meta = pd.read_parquet(one / "train_meta.parquet")
     pd.concat([meta, meta[:1]]).to_parquet(one / "train_meta.parquet", index=False)
     with pytest.raises(DataError, match="lies inside the range of another event"): prepare(one, tmp_path / "out", progress=False)

@@ -516,6 +516,9 @@ def test_thin_events(tmp_path):
     lonely = of.charge < 80                                                # most auxiliary pulses are noise, with some light of single DOMs
     assert 0.8 < half.noise[lonely].mean() / of.noise[lonely].mean() < 1.1
     assert all("at least" in thin("none", *bad).stderr for bad in (("--copies", 0), ("--held-out", 1))) and "shares" in thin("none", "--least", 0.9, "--most", 0.5).stderr
+    truth = pd.read_parquet(data / "truth.parquet")
+    truth.drop(index=3).to_parquet(data / "truth.parquet", index=False)
+    assert "truth.parquet: 1 of 150 events of file 1 are missing" in thin("none").stderr
     assert "already" in thin("half").stderr and "no events of a file 7" in call(data, tmp_path / "none", "--files", "7", script=Path(__file__).parents[1] / "data_scripts/thin_events.py").stderr and not (tmp_path / "none").exists()
 
 
