@@ -527,7 +527,7 @@ def packing_table(results:dict) -> pd.DataFrame:
 
 def events_table(results:dict) -> pd.DataFrame:
     "Events a second of T1 + T2 for batches of two sizes."
-    return pd.DataFrame([dict(events=v["events"], **{k: round(r) for k, r in v["events_per_s"].items()}) for k, v in (results["measured"].get("inference") or {}).items() if k.endswith(" events")])
+    return pd.DataFrame([{"events a batch": v["events"], **{f"{k}, events/s": round(r) for k, r in v["events_per_s"].items()}} for k, v in (results["measured"].get("inference") or {}).items() if k.endswith(" events")])
 
 def print_results(results:dict):
     "All tables, and what failed."
@@ -567,7 +567,7 @@ def plot_stages(results:dict):
     stages["collate"] = (r["collate"]["seconds"]["prepared"], r["collate"]["seconds"]["reference"])
     for stage in ("T1", "T2"): stages[stage] = (r["rates"]["seconds"][stage], seconds[f"reference {stage}"])
     stages["training step"] = (r["training"]["seconds"]["iceaggr"], r["training"]["seconds"]["dense"])
-    figure, axes = new_axes(xscale="log", xlabel=f"milliseconds a batch of {key}")
+    figure, axes = new_axes(xscale="log", xlabel=f"milliseconds a batch of {key} (log scale)")
     for y, (ours, theirs) in enumerate(stages.values()):
         axes.barh(y - 0.2, 1e3 * ours, 0.38, color=COLORS["iceaggr"], label="iceaggr" if not y else None)
         axes.barh(y + 0.2, 1e3 * theirs, 0.38, color=COLORS["reference"], hatch="//", edgecolor="white", label="loops, padding (training: dense masks)" if not y else None)

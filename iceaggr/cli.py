@@ -123,7 +123,7 @@ def train(args):
 
 # %% ../nbs/14_cli.ipynb #d62acc77
 def predict(args):
-    "Predict directions."
+    "Predict directions: a table of event_id, azimuth and zenith [rad], kappa, r68 [degrees]."
     from iceaggr.data import IceCubeDataset
     from iceaggr.distributed import on_first, process_group
     from iceaggr.model import HierarchicalTransformer, predict_dataset

@@ -392,7 +392,7 @@ def plot_types(
             ax.plot([q["mean"]] * 2, [y - 0.16, y + 0.16], color="k", lw=1.5, label="mean" if i == j == 0 else None)
             ax.text(max(q["mean"], q["median"]), y, f"  {q['median']:.1f}° (mean {q['mean']:.1f}°)", va="center", fontsize=8)
     ax.set_yticks(range(len(rows)), [f"{kind_name(r['name'])}\n{r['n']:,} events" for r in rows]); ax.invert_yaxis(); ax.grid(axis="y", alpha=0)
-    ax.set(xlabel="median angular error [degrees]", xlim=(0, 1.35 * max(max(r[k]["mean"], r[k]["median"]) for r in rows for k in keys))); ax.legend(fontsize=8, loc="lower right")
+    ax.set(xlabel="angular error [degrees]; bar: median, stroke: mean", xlim=(0, 1.35 * max(max(r[k]["mean"], r[k]["median"]) for r in rows for k in keys))); ax.legend(fontsize=8, loc="lower right")
     return fig
 
 # %% ../nbs/12_evaluation.ipynb #bace8fa8
@@ -400,7 +400,7 @@ def plot_calibration(
     events:pd.DataFrame, # of `event_errors`, with kappa
     metrics:dict,        # of `evaluate`
 ): # matplotlib Figure
-    "Coverage of the cones, pulls, and predicted against actual uncertainty."
+    "Coverage of the cones, pulls, and actual against predicted uncertainty."
     fig, (a, b, c) = _axes(3, 11, 3.6)
     s = np.sort(pulls(events.error.to_numpy(), events.kappa.to_numpy()))
     p = np.linspace(0, 1, 401)
@@ -416,7 +416,7 @@ def plot_calibration(
     x, y = [t["predicted_r68"] for t in tenths], [t["actual_r68"] for t in tenths]
     c.loglog(x, y, "o-", color=_COLOURS["model"], label="tenths of the events"); c.loglog([min(x + y), max(x + y)], [min(x + y), max(x + y)], "k:", lw=1, label="calibrated")
     for axis in (c.xaxis, c.yaxis): _plain_log(axis)
-    c.set(xlabel="predicted 68 % radius [degrees]", ylabel="actual 68 % error [degrees]")
+    c.set(xlabel="predicted 68 % radius [degrees]", ylabel="radius that holds 68 % [degrees]")
     for ax in (a, b, c): ax.legend(fontsize=8)
     return fig
 
@@ -511,7 +511,7 @@ CAPTIONS = {"errors": "Share of events with an error below a value.", "by_type":
     "by_n_pulses": "Error against the number of pulses; grey: events of each bin.", "by_n_doms": "Error against the number of hit DOMs; grey: events of each bin.",
     "by_zenith": "Error against the true zenith (0: from above); grey: events of each bin.", "by_energy": "Error against the true energy; grey: events of each bin.",
     "calibration": "Left: share of the events whose true direction lies inside the cone of a given probability. Middle: error in units of the predicted one. "
-                   "Right: predicted and actual 68 % radius in ten groups of events.", "angles": "Predicted against true angles."}
+                   "Right: actual against predicted 68 % radius in ten groups of events.", "angles": "Predicted against true angles."}
 
 def png_bytes(
     figure, # of matplotlib
