@@ -9,11 +9,13 @@ __all__ = ['CHECKPOINTS', 'LOG_COLUMNS', 'ECHO', 'RUN_FILES', 'TrainSettings', '
            'calibrate', 'stop_signal', 'teacher_targets', 'taught', 'loss_backward', 'random_state', 'train_step',
            'Pace', 'Job', 'epoch_batches', 'epoch_loader', 'train_epoch', 'step_seed', 'skip_step', 'fit', 'end_epoch',
            'copied', 'finish', 'plot_log', 'LiveCurves', 'in_notebook', 'train', 'start_from', 'source_commit',
-           'choose_batches', 'events_checksum', 'claim_run', 'changed_facts']
+           'choose_batches', 'events_checksum', 'claim_run', 'sole_user', 'changed_facts']
 
 # %% ../nbs/11_training.ipynb #e995fa20
 import copy
 import dataclasses
+import errno
+import fcntl
 import functools
 import importlib.util
 import io
@@ -29,7 +31,7 @@ import warnings
 import zipfile
 import zlib
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -692,8 +694,8 @@ def train(
     teacher=(), # files of predictions for the training events, .parquet or .csv, of other models
 ) -> pd.DataFrame: # the log
     "Train a model on a data set, with all processes that `torchrun` started; the weights are in the run's folder."
-    with process_group(device) as device:
-        run, settings = Path(run), settings or TrainSettings()
+    with process_group(device) as device, ExitStack() as stack:
+        run, settings = Path(run).expanduser(), settings or TrainSettings()
         train_batches, valid_batches = choose_batches(data, train_batches, valid_batches, on_bad_event)
         train_ds = IceCubeDataset(data, batch_ids=train_batches, cache_size=min(len(train_batches), 3), on_bad_event=on_bad_event)
         valid_ds = IceCubeDataset(data, batch_ids=valid_batches, max_events=settings.valid_events, cache_size=1, on_bad_event=on_bad_event)
@@ -708,7 +710,7 @@ def train(
         facts = dict(init=None if init is None else str(init), model=dataclasses.asdict(model.settings), train=dataclasses.asdict(settings), train_batches=train_batches, valid_batches=valid_batches,
                      train_events=len(train_ds), valid_events=len(valid_ds), train_checksum=events_checksum(train_ds), valid_checksum=events_checksum(valid_ds), teacher=[str(path) for path in teacher], teacher_checksum=functools.reduce(lambda crc, path: zlib.crc32(Path(path).read_bytes(), crc), teacher, 0) if teacher else None, version=__version__, commit=source_commit())
         if not same_for_all(zlib.crc32(repr([facts[k] for k in facts if k.endswith("checksum")]).encode())): raise DataError(f"{data}: the processes see different events or teachers: all hosts must have the same files")
-        on_first(lambda: claim_run(run, facts, resume))
+        on_first(lambda: stack.enter_context(claim_run(run, facts, resume)))
         if on_bad_event == "skip": on_first(lambda: write_skipped([train_ds.skipped, valid_ds.skipped], run / "skipped.csv"))
         log = fit(model, train_ds, valid_ds, run, settings, resuming, workers, progress, on_epoch=LiveCurves() if progress and in_notebook() else None, teacher=taught_by)
         if len(log) and rank() == 0 and importlib.util.find_spec("matplotlib"):  # GPU machines may lack it
@@ -771,8 +773,8 @@ def claim_run(
     run:Path, # folder
     facts:dict, # what settings.json shall say
     resume:bool, # continue the run that is there
-):
-    "Make the run's folder, or check that it can be continued with these settings."
+): # open file
+    "Make the run's folder, or check that it can be continued with these settings; nobody else may while the file is open that is returned."
     path, unfinished = run / "settings.json", [part for name in RUN_FILES for part in run.glob(f".{name}.part*")]     # of a process that was killed while it wrote
     if resume:
         if not path.exists(): raise ValueError(f"{run} holds no run to resume: settings.json is missing; leave out --resume to start one")
@@ -780,11 +782,25 @@ def claim_run(
         except ValueError as e: raise ValueError(f"{path} is damaged ({e}): train into a new folder, with --init {run / 'last.safetensors'} to start from the last weights") from None
         changed = changed_facts(before, json.loads(json.dumps(facts)))
         if changed: raise ValueError(f"{run} was started with other settings ({'; '.join(changed)}): resume with the same ones, or train into a new folder")
+        claim = sole_user(path)
     elif run.exists() and any(p not in unfinished for p in run.iterdir()): raise FileExistsError(f"{run} exists and is not empty: add --resume to continue it, or choose another folder")
     for part in unfinished: part.unlink(missing_ok=True)       # not before: a run that was refused may have hit one that is alive
     run.mkdir(parents=True, exist_ok=True)
-    if resume: return
+    if resume: return claim
     with replacing(path) as part: part.write_text(json.dumps(facts, indent=1))
+    return sole_user(path)
+
+def sole_user(
+    path:Path, # settings.json of a run
+): # the open file
+    "Lock a run against other processes until the file is closed or this process ends; ValueError if another one has it. Where the file system knows no locks, there is none."
+    file = open(path, "r+")
+    try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        if e.errno not in (errno.EACCES, errno.EAGAIN): return file
+        file.close()
+        raise ValueError(f"{path.parent} is being trained by another process: wait for its end, or stop it and resume then") from None
+    return file
 
 RUN_FILES = *CHECKPOINTS, "settings.json", "last.safetensors", "best.safetensors", "log.csv", "skipped_steps.csv", "skipped.csv", "curves.png"
 

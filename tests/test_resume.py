@@ -3,6 +3,7 @@ import dataclasses
 import errno
 import importlib.util
 import io
+import json
 import os
 import random
 import resource
@@ -74,6 +75,17 @@ def undisturbed(data, tmp_path_factory):
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     run_training(data, run, save_every_step=False)
     return result(run)
+
+
+def test_one_process_trains_a_run(data, tmp_path):
+    "A second one that would resume it is refused, and leaves the first alone; when that was killed it may."
+    run, output = tmp_path / "run", tmp_path / "output"
+    first = launch(output, run_training, data, run, epochs=400)
+    while not (run / "state.pt").exists() and first[0].is_alive(): time.sleep(0.05)
+    (run / ".log.csv.part1").touch()
+    with pytest.raises(ValueError, match="is being trained by another process"): run_training(data, run, epochs=400)
+    assert (run / ".log.csv.part1").exists() and kill(first)
+    claim_run(run, json.loads((run / "settings.json").read_text()), True).close()
 
 
 def kills(data, folder, expected, wanted, seed=0):
