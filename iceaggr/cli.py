@@ -336,7 +336,7 @@ def add_simulate(p):
     p.add_argument("--bright", action="store_true", help="add events of over 100,000 pulses")
     p.add_argument("--saturation", action="store_true", help="let DOMs saturate in bright light")
     p.add_argument("--geometry", metavar="PATH", help="sensor_geometry.csv, a folder that has one, the .safetensors of a model, or the name of a pretrained one (small, base), for events that it is to predict; default: the nominal detector")
-    p.add_argument("--dead-doms", type=count, default=77, help="number of DOMs, drawn at random, that record nothing; default: as many as in the real detector")
+    p.add_argument("--dead-doms", type=count, default=77, help="number of DOMs that record nothing: those that --geometry names, and others drawn at random; default: as many as in the real detector")
     p.add_argument("--workers", type=positive, help="processes; default: one a core")
 
 def add_prepare(p):
