@@ -29,7 +29,7 @@ if __name__ == "__main__":
     detector = make_detector(args.geometry)
     cascades = observed_cascades(np.random.default_rng(args.seed), detector, args.events)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    sensors = "" if args.geometry is None else f", sensors {zlib.crc32(detector.geometry.xyz.tobytes() + detector.geometry.efficiency.tobytes()):08x}"
+    sensors = "" if args.geometry is None else f", sensors {zlib.crc32(detector.xyz.tobytes() + detector.efficiency.tobytes()):08x}"
     same = dict(seed=args.seed, simulation=f"{VERSION}{sensors}", commit=source_commit() or "")
     table = lambda: [pd.read_csv(args.out, dtype=str, keep_default_na=False)] if args.out.exists() else []        # as text: no digit changes
     done = {int(k) for t in table() for k in t.event[(t[list(same)] == pd.Series(same).astype(str)).all(axis=1)]}

@@ -188,7 +188,7 @@ def display(args):
     if (ending := place.suffix.lower()) not in (".html", ".htm", ".pdf", ".svg", ".png"): raise UsageError(f"--out {place}: name an interactive page (.html), or a figure for print (.pdf, .svg, .png)")
     if args.animate and not ending.startswith(".htm"): raise UsageError("--animate is for interactive pages: let --out end in .html, or leave it out")
     make_place(place)
-    index, dataset, row = find_event(args.data, args.split, args.event, args.batches, args.on_bad_event)
+    dataset, row = find_event(args.data, args.split, args.event, args.batches, args.on_bad_event)
     prediction = kappa = None
     if args.predictions:
         from iceaggr.evaluation import read_predictions
@@ -202,12 +202,12 @@ def display(args):
         from iceaggr.packing import collate_dom_packing
         model = HierarchicalTransformer.load(args.run)
         model.check_geometry(dataset.geometry)
-        p = model.predict([collate_dom_packing([dataset[index]], model.settings.max_seq_len)]).iloc[0]
+        p = model.predict([collate_dom_packing([dataset[0]], model.settings.max_seq_len)]).iloc[0]
         prediction, kappa = (p.azimuth, p.zenith), p.kappa
     truth = (row.azimuth, row.zenith) if args.split == "train" else None
     off = "" if truth is None or prediction is None else f", {math.degrees(make_arrows(truth, prediction)[-1].error):.1f}° off"
     what = dict(geometry=dataset.geometry, truth=truth, prediction=prediction, kappa=kappa or None, title=f"event {row.event_id}, {row.n_pulses:,} pulses{off}")
-    pulses, static = dataset[index]["pulse_features"], not ending.startswith(".htm")
+    pulses, static = dataset[0]["pulse_features"], not ending.startswith(".htm")
     figure = plot_event(pulses, **what) if static else display_event(pulses, **what, panels=True, animate=args.animate)
     save_display(figure, args.out)
     if static:
@@ -222,8 +222,8 @@ def find_event(
     event:str, # event_id, or "brightest"
     batches:"list|str|None"=None, # of `batch_numbers`: where to look; None: for the brightest the last file, for another event all
     on_bad_event:str="error", # or "skip": the brightest of the good ones
-): # position in the data set, data set, row of its event table
-    "The data set of the file that holds an event, and of this alone; DataError if none does, or if the event is bad."
+): # data set, the row of its event table
+    "The data set of one event alone; DataError if none does, or if the event is bad."
     from iceaggr.data import IceCubeDataset
     from iceaggr.evaluation import find_events
     from iceaggr.prepared import map_arrow
@@ -246,7 +246,7 @@ def find_event(
     if not len(dataset):
         why = dataset.skipped.iloc[0]
         raise DataError(f"{why.file}: event {event} was left out, as something is wrong with it: column {why.column}: {why.reason}")
-    return 0, dataset, next(dataset.event_table().itertuples())
+    return dataset, next(dataset.event_table().itertuples())
 
 # %% ../nbs/14_cli.ipynb #c96443a9
 def bench(args):
@@ -402,8 +402,7 @@ def add_bench(p):
 def main(argv=None) -> int: # exit code
     "Entry point of the command `iceaggr`."
     args = make_parser().parse_args(argv)
-    for name, value in vars(args).items():                                                          # of --out=~/x the shell expands nothing
-        if name not in ("verb", "run_verb"): setattr(args, name, [home(x) for x in value] if isinstance(value, list) else home(value))
+    for name, value in vars(args).items(): setattr(args, name, [home(x) for x in value] if isinstance(value, list) else home(value))      # of --out=~/x the shell expands nothing
     warnings.showwarning = lambda message, category, *_: print(f"iceaggr: warning: {message}", file=sys.stderr)
     try: args.run_verb(args)
     except (UsageError, FileExistsError) as e: return complain(e, 2)

@@ -33,13 +33,12 @@ def pulse_table(pulses # (n, 4) array or tensor [time ns, charge p.e., sensor_id
         if missing: raise ValueError(f"pulses: column {', '.join(missing)} missing; needed are {', '.join(_COLUMNS)}")
         if "event_id" in pulses.columns and pulses["event_id"].nunique() > 1:
             raise ValueError("pulses: a display shows one event, column event_id holds several")
-        time, values = pulses["time"].to_numpy(), pulses[_COLUMNS].to_numpy(dtype=np.float64)
+        time, values = pulses["time"], pulses[_COLUMNS].to_numpy(dtype=np.float64)
     else:
         time, values = None, np.asarray(torch.as_tensor(pulses).detach().cpu(), dtype=np.float64)
     if values.ndim != 2 or values.shape[1] != 4 or not len(values):
         raise ValueError(f"pulses: an event is an (n, 4) array with n >= 1, got shape {tuple(values.shape)}")
-    time = values[:, 0] if time is None or time.dtype.kind != "i" else time
-    return _check_pulses(pd.DataFrame(values, columns=_COLUMNS).assign(time=count_times(time)))
+    return _check_pulses(pd.DataFrame(values, columns=_COLUMNS).assign(time=count_times(values[:, 0] if time is None else time)))
 
 # %% ../nbs/04_display.ipynb #1e9951c3
 def _check_pulses(table):

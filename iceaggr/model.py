@@ -100,7 +100,7 @@ def pulse_columns(
     refuse(1, table[:, 1] <= 0, "is not positive"); refuse(1, table[:, 1] > MAX_CHARGE, f"is more than {MAX_CHARGE} p.e.")
     refuse(2, (table[:, 2] % 1 != 0) | (table[:, 2] < 0) | (table[:, 2] >= n_sensors), f"is not a whole number in 0 to {n_sensors - 1}")
     refuse(3, ~np.isin(table[:, 3], (0, 1)), "is neither 0 nor 1")
-    table[:, 0] = count_times(numbers[0].to_numpy(np.int64 if pd.api.types.is_integer_dtype(numbers[0].dtype) else np.float64), event_id)
+    table[:, 0] = count_times(numbers[0], event_id)
     return table
 
 def doubt_units(

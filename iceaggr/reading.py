@@ -357,12 +357,14 @@ def describe_doms(
 
 # %% ../nbs/01a_reading.ipynb #d55ed84f
 def count_times(
-    time, # (P,) int64 or float64 [ns]
+    time, # (P,) [ns]: an array or Series of whole numbers or floats
     event=None, # (P,) event of each pulse; None: they are of one
 ) -> np.ndarray: # (P,) float64 [ns]
     "Times of any clock: in events that reach `MAX_TIME`, beyond which float32 rounds, they count from the first pulse; ValueError for floats too large to tell nanoseconds apart."
+    time = pd.Series(time)
+    time = time.to_numpy(np.int64 if pd.api.types.is_integer_dtype(time.dtype) else np.float64)
     top = np.abs(time).max(initial=0)
-    if not top >= MAX_TIME: return np.asarray(time, np.float64)                              # not finite: for the caller to say
+    if not top >= MAX_TIME: return time.astype(np.float64)                                   # not finite: for the caller to say
     if time.dtype.kind == "f" and np.spacing(top) > 1: raise ValueError(f"column time: as a float, {top:.17g} is known to {np.spacing(top):g} ns at best: give whole numbers (int64), or count the times of an event from its first pulse")
     event = np.zeros(len(time)) if event is None else event
     first = pd.Series(time).groupby(event).transform("min").to_numpy()

@@ -155,13 +155,13 @@ def test_one_event_needs_one_file(tiny_dataset, tmp_path, monkeypatch):
     events = iceaggr.data.read_prepared_events
     monkeypatch.setattr("iceaggr.data.read_prepared_events", lambda path, batch_id, *args: read.append(batch_id) or events(path, batch_id, *args))
     for data in (tiny_dataset, prepared):
-        index, dataset, row = find_event(data, "train", 3006)
-        assert (dataset.event_ids[index], row.event_id, row.batch_id) == (3006, 3006, 3)
+        dataset, row = find_event(data, "train", 3006)
+        assert len(dataset) == 1 and (dataset.event_ids[0], row.event_id, row.batch_id) == (3006, 3006, 3)
     assert read == [3]
     for data in (tiny_dataset, prepared):
         with pytest.raises(DataError, match="3007"): find_event(data, "train", 3007)
         with pytest.raises(DataError, match="event 3006 is in none of the files"): find_event(data, "train", 3006, [2])
-        assert find_event(data, "train", "brightest", [3])[2].batch_id == 3
+        assert find_event(data, "train", "brightest", [3])[1].batch_id == 3
 
 
 def test_bad_events_and_displays(tiny_dataset, tmp_path):
@@ -175,12 +175,12 @@ def test_bad_events_and_displays(tiny_dataset, tmp_path):
         t.loc[[e.first_pulse_index for e in events], "charge"] = 0.
         t.set_index("event_id").to_parquet(path)
     spoil(least)
-    _, dataset, row = find_event(tiny_dataset, "train", "brightest")
+    dataset, row = find_event(tiny_dataset, "train", "brightest")
     assert row.event_id == most.event_id and dataset[0]["n_pulses"] == most.n
     spoil(least, most)
-    _, dataset, _ = find_event(tiny_dataset, "train", "brightest")
+    dataset, _ = find_event(tiny_dataset, "train", "brightest")
     with pytest.raises(DataError, match=f"event {most.event_id}: 0.0 is not"): dataset[0]
-    with pytest.warns(UserWarning, match="left out"): assert find_event(tiny_dataset, "train", "brightest", None, "skip")[2].event_id == second.event_id
+    with pytest.warns(UserWarning, match="left out"): assert find_event(tiny_dataset, "train", "brightest", None, "skip")[1].event_id == second.event_id
     with pytest.warns(UserWarning, match="left out"): prepared = prepare(tiny_dataset, tmp_path / "prepared", [10], progress=False, on_bad_event="skip")
     for data in (tiny_dataset, prepared):
         with pytest.warns(UserWarning), pytest.raises(DataError, match=f"event {least.event_id} was left out, as .*: column charge: 0.0 is not"): find_event(data, "train", int(least.event_id), [10], "skip")

@@ -88,6 +88,14 @@ def test_one_process_trains_a_run(data, tmp_path):
     claim_run(run, json.loads((run / "settings.json").read_text()), True).close()
 
 
+def test_file_system_without_locks(data, undisturbed, tmp_path, monkeypatch):
+    "A run goes on without one."
+    def lockf(*args): raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    monkeypatch.setattr("fcntl.lockf", lockf)
+    run_training(data, tmp_path / "run", save_every_step=False)
+    same(tmp_path / "run", undisturbed)
+
+
 def kills(data, folder, expected, wanted, seed=0):
     "Kill runs after random times, up to that of a whole run, and resume them until they end in spite of it; how many kills there were, came before the first checkpoint, and during a write, and how many runs ended."
     draw, told, output = random.Random(seed), dict(kills=0, before_the_first_checkpoint=0, during_a_write=0, runs=0), folder / "output"
