@@ -50,18 +50,18 @@ audit:
 
 # The newest versions within the bounds of settings.ini, into constraints.txt; then `make test`.
 constraints:
-	TORCH_INDEX=$(TORCH_INDEX) $(PYTHON) data_scripts/refresh_constraints.py
+	TORCH_INDEX=$(TORCH_INDEX) $(PYTHON) tools/refresh_constraints.py
 
 notebooks: install
-	$(BIN)/python data_scripts/execute_notebooks.py $(NB)
+	$(BIN)/python tools/execute_notebooks.py $(NB)
 	$(BIN)/nbdev_clean
 
 readme: install
-	$(BIN)/python data_scripts/make_readme.py
+	$(BIN)/python tools/make_readme.py
 
-# README.md is touched so that nbdev_docs leaves it alone: data_scripts/make_readme.py makes it.
+# README.md is touched so that nbdev_docs leaves it alone: tools/make_readme.py makes it.
 docs: install
-	$(BIN)/python data_scripts/check_docs.py
+	$(BIN)/python tools/check_docs.py
 	@command -v quarto >/dev/null || { echo "The pages themselves are made by Quarto, 1.5 or later, which no package registry has: get it from https://quarto.org/docs/get-started and run 'make docs' again. Checked without it: what nbdev makes of every notebook, the sidebar, front matter, internal links, captions, documentation." >&2; exit 1; }
 	touch README.md
 	PATH=$(CURDIR)/$(BIN):$$PATH nbdev_docs

@@ -11,7 +11,7 @@ setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"],
     author=cfg["author"], author_email=cfg["author_email"], url=cfg["git_url"], license="Apache-2.0",
     long_description=Path("README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
-    packages=find_packages(include=["iceaggr", "iceaggr.*"]), package_data={"iceaggr": ["pretrained/*"]},
+    packages=find_packages(include=["iceaggr", "iceaggr.*"]), package_data={"iceaggr": ["pretrained/*", "*.mplstyle"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(), extras_require={"dev": cfg["dev_requirements"].split()},
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},

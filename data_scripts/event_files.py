@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from iceaggr.simulation import MIXES, write_batch, write_table
+from iceaggr.simulation.dataset import write_batch, write_table
+from iceaggr.simulation.neutrinos import MIXES
 
 
 def read_events(folder, files, most=None):

@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from iceaggr.direction import angles_to_vector
 from iceaggr.geometry import SPEED_OF_LIGHT
-from iceaggr.reading import replacing
-from iceaggr.simulation import (
-    AFTER_PULSES, CHUNK, COS_C, GROUP_INDEX, LATE_SHARE, METRES_PER_GEV, NOISE_FOLLOWERS, NOISE_RATE, ONSET, STAMP,
-    cascade_expectation, point_pairs, pulse_frame, shower_maximum, simulate_chunk)
+from iceaggr.common import atomic_write
+from iceaggr.simulation.dataset import CHUNK, pulse_frame, simulate_chunk
+from iceaggr.simulation.light import (
+    COS_C, GROUP_INDEX, METRES_PER_GEV, ONSET, cascade_expectation, point_pairs, shower_maximum)
+from iceaggr.simulation.readout import AFTER_PULSES, LATE_SHARE, NOISE_FOLLOWERS, NOISE_RATE, STAMP
 
 EDGES = 10 * np.sinh(np.linspace(np.arcsinh(-6), np.arcsinh(400), 49))          # ns: bins of the delay after unscattered light
 WIDTH, BINS = np.diff(EDGES), len(EDGES) - 1
@@ -202,7 +203,7 @@ def law_of(source): # Light
     if not len(chosen): raise SystemExit(f"{args.data}: the files {args.files} have no cascade: name others")
     law = fitted([Cascade(source.detector, source.truth.iloc[e], source.pulses[source.start[e]:source.start[e + 1]]) for e in tqdm(chosen, "cascades")], args.epochs, args.seed)
     if args.law:
-        with replacing(args.law) as part: save_file(law.state_dict(), part)
+        with atomic_write(args.law) as part: save_file(law.state_dict(), part)
     return law
 
 

@@ -12,7 +12,7 @@ from thin_events import Source, parsed
 
 from iceaggr.augmentation import grid_axis
 from iceaggr.geometry import DOMS_PER_STRING, FIRST_DEEPCORE_STRING, N_STRINGS, SPEED_OF_LIGHT
-from iceaggr.simulation import GROUP_INDEX
+from iceaggr.simulation.light import GROUP_INDEX
 
 NEAR = ((100, 200.), (400, 280.), (np.inf, 400.))    # photo-electrons of a cascade, up to which its light ends so many metres away
 OFF_GRID, LEVEL, FARTHEST, EDGE = 22., 12., 590., 450.    # m: a string from where the vector leads; a DOM above or below; a cascade from the centre, and from where on it is at the edge

@@ -11,7 +11,9 @@ from event_files import command_line, read_events, refuse_existing, write_events
 from tqdm import tqdm
 
 from iceaggr.geometry import DOMS_PER_STRING, N_STRINGS, load_geometry
-from iceaggr.simulation import BEFORE, TRIGGER_TIME, SimulationSettings, make_detector, noise_hits, read_out, spe_charge
+from iceaggr.simulation.dataset import make_detector
+from iceaggr.simulation.neutrinos import SimulationSettings
+from iceaggr.simulation.readout import BEFORE, TRIGGER_TIME, noise_hits, read_out, spe_charge
 
 PARTS, MARGIN = 200, 500.       # events are taken in so many parts; ns: noise begins so long before the earliest pulse that there can be, and ends so long after the last
 

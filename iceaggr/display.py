@@ -18,8 +18,10 @@ import pandas as pd
 import torch
 
 from .direction import angles_to_vector, angular_error, vmf_quantile
-from .geometry import DOMS_PER_STRING, DUST_LAYER, N_SENSORS, ORIGIN_DEPTH, Geometry, load_geometry, string_lines
-from .reading import count_times, replacing
+from .geometry import (
+    DOMS_PER_STRING, DUST_LAYER, N_SENSORS, ORIGIN_DEPTH, Geometry, load_geometry, string_lines)
+from .common import atomic_write
+from .pulses import count_times
 
 # %% ../nbs/04_display.ipynb #623c6e67
 _COLUMNS = ["time", "charge", "sensor_id", "auxiliary"]
@@ -469,7 +471,7 @@ def save_display(fig,        # plotly figure from `display_event`, or matplotlib
     endings = (".pdf", ".svg", ".png") if static else (".html", ".htm")
     if path.suffix.lower() not in endings: raise ValueError(f"{path}: a{' static' if static else 'n interactive'} display is saved as {', '.join(endings)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part: 
+    with atomic_write(path) as part: 
         if static: _save_static(fig, part, path.suffix[1:].lower())
         else: part.write_text(_page(fig, title or fig.layout.title.text or "IceCube event"), encoding="utf-8")
     return path

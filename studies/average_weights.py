@@ -1,6 +1,6 @@
 """Average the weights of runs that went on from the same weights, and calibrate the average on the events that these runs kept back.
 
-    python data_scripts/average_weights.py OUT --start FILE --share 0.5 --runs RUN [RUN ...] --data DIR [--judge-batches 101,102,103]
+    python studies/average_weights.py OUT --start FILE --share 0.5 --runs RUN [RUN ...] --data DIR [--judge-batches 101,102,103]
 
 FILE holds the weights that all RUNs (folders made by `iceaggr train --init FILE`) started from; they count for the given share of the average, the last weights of the runs equally for the rest.
 Several shares may be given: of those with which the mean offset in zenith on the events kept back is within one and a half standard errors of zero, the one with the smallest mean error is taken. (Weights that know simulated events
@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from iceaggr.data import IceCubeDataset, left_out
+from iceaggr.data import IceCubeDataset
+from iceaggr.engine.loading import held_out_events
 from iceaggr.evaluation import event_errors, event_truth, summary
 from iceaggr.model import HierarchicalTransformer, predict_dataset
-from iceaggr.training import TrainSettings, calibrate, read_checkpoint
+from iceaggr.engine.checkpoints import read_checkpoint
+from iceaggr.training import TrainSettings, calibrate
 
 
 def average(start, models, share):
@@ -37,7 +39,7 @@ def best_share(figures):
 
 def kept_back(dataset, settings, batches=None):
     "Numbers of the events of a data set that runs with these settings kept back, of some of its files or of all."
-    events = left_out(dataset, settings.held_out)
+    events = held_out_events(dataset, settings.held_out)
     return events[-settings.valid_events:] if batches is None else events[np.isin(np.asarray(dataset.batch_ids)[dataset.file_of(events)], batches)][-settings.valid_events:]
 
 

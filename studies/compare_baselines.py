@@ -1,6 +1,6 @@
-"""Train one method for some minutes, judge it on a file of its own, and append the result to benchmarks/results/baselines.csv.
+"""Train one method for some minutes, judge it on a file of its own, and append the result to studies/results/baselines.csv.
 
-    python data_scripts/compare_baselines.py METHOD --data DIR --train-batches 1,2,3 --test-batch 4 [--minutes 20] [--seed 0] [--lr] [--precision] --hardware "1 core of ..."
+    python studies/compare_baselines.py METHOD --data DIR --train-batches 1,2,3 --test-batch 4 [--minutes 20] [--seed 0] [--lr] [--precision] --hardware "1 core of ..."
 
 METHOD: hierarchy (the small model), mean (mean pooling in T1), flat and flat-plain (first pulses of the earliest DOMs, with this project's inputs or plain ones),
 likelihood (a fit without learning, of --events events), or without-... (the small model without one of its choices).
@@ -15,13 +15,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from iceaggr.ablations import ABLATIONS, Ablation, predict_rotated
-from iceaggr.baselines import FlatTransformer, PlainFlatTransformer, fit_tracks
+from iceaggr.studies.ablations import ABLATIONS, Ablation, predict_rotated
+from iceaggr.studies.baselines import FlatTransformer, PlainFlatTransformer, fit_tracks
 from iceaggr.data import IceCubeDataset
-from iceaggr.evaluation import calibration, evaluate, event_errors, event_truth, line_fit_events
+from iceaggr.evaluation import calibration, evaluate, event_errors, event_truth
+from iceaggr.line_fit import line_fit_events
 from iceaggr.model import model_settings, predict_dataset
-from iceaggr.reading import replacing
-from iceaggr.training import TrainSettings, choose_batches, fit, source_commit
+from iceaggr.common import atomic_write
+from iceaggr.engine.checkpoints import source_commit
+from iceaggr.training import TrainSettings, choose_batches, fit
 
 METHODS = {
     "hierarchy": Ablation("nothing"),
@@ -68,7 +70,7 @@ if __name__ == "__main__":
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--events", type=int, default=300, help="events of the likelihood fit")
     parser.add_argument("--hardware", required=True)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/baselines.csv"))
+    parser.add_argument("--out", type=Path, default=Path("studies/results/baselines.csv"))
     args = parser.parse_args()
 
     test = IceCubeDataset(args.data, batch_ids=[args.test_batch])
@@ -79,5 +81,5 @@ if __name__ == "__main__":
         if args.method == "hierarchy": rows.append(table_row("hierarchy, six rotations", predict_rotated(model, test), test, args, training))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     old = [pd.read_csv(args.out)] if args.out.exists() else []
-    with replacing(args.out) as part: pd.concat([*old, pd.DataFrame(rows)]).to_csv(part, index=False)
+    with atomic_write(args.out) as part: pd.concat([*old, pd.DataFrame(rows)]).to_csv(part, index=False)
     print(pd.DataFrame(rows).T.to_string())

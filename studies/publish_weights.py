@@ -1,6 +1,6 @@
 """Put the best weights of a run into the package, with a model card.
 
-    python data_scripts/publish_weights.py NAME METRICS --stage "simulated events" RUN [--stage "PPC events, files 1 to 3" RUN] --hardware "1 core of ..."
+    python studies/publish_weights.py NAME METRICS --stage "simulated events" RUN [--stage "PPC events, files 1 to 3" RUN] --hardware "1 core of ..."
 
 METRICS is the metrics.json that `iceaggr evaluate` wrote for predictions with these weights, of events that no stage was trained on, as the card says (the numbers of the files of the last stage are compared, those of the others may be of another data set); stages are the runs that they went through, in order. With --average FOLDER, made by average_weights.py, the weights
 are those there, made of the last weights of the runs in the way that HOW tells."""

@@ -1,6 +1,6 @@
-"""Append the result of a training run to benchmarks/results/pretrained.csv, which notebooks read.
+"""Append the result of a training run to studies/results/pretrained.csv, which notebooks read.
 
-    python data_scripts/record_run.py RUN METRICS --hardware "2 cores of ..." [--trained-on NAME]
+    python studies/record_run.py RUN METRICS --hardware "2 cores of ..." [--trained-on NAME]
 
 RUN is the folder that `iceaggr train` made, METRICS the metrics.json that `iceaggr evaluate` wrote for its predictions."""
 import argparse
@@ -10,14 +10,14 @@ from pathlib import Path
 import pandas as pd
 
 from iceaggr.model import PRESETS
-from iceaggr.reading import replacing
+from iceaggr.common import atomic_write
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("run", type=Path)
 parser.add_argument("metrics", type=Path)
 parser.add_argument("--hardware", required=True)
 parser.add_argument("--trained-on", help="name of the data set of the run, where it is not the one that was predicted")
-parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pretrained.csv"))
+parser.add_argument("--out", type=Path, default=Path("studies/results/pretrained.csv"))
 args = parser.parse_args()
 
 settings, metrics = json.loads((args.run / "settings.json").read_text()), json.loads(args.metrics.read_text())
@@ -31,5 +31,5 @@ for who in ("model", "line_fit"):
     row |= {f"{who}_median_{kind['name']}": kind[who]["median"] for kind in metrics["by"].get("type", [])}
 args.out.parent.mkdir(parents=True, exist_ok=True)
 old = [pd.read_csv(args.out)] if args.out.exists() else []
-with replacing(args.out) as part: pd.concat([*old, pd.DataFrame([row])]).to_csv(part, index=False)
+with atomic_write(args.out) as part: pd.concat([*old, pd.DataFrame([row])]).to_csv(part, index=False)
 print(pd.Series(row).to_string())

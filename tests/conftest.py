@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from iceaggr.faults import write_tiny
+from iceaggr.testing import write_tiny
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "data_scripts/compare_baselines.py"
+SCRIPT = Path(__file__).parents[1] / "studies/compare_baselines.py"
 
 
 @pytest.mark.parametrize("method, rows", [("hierarchy", ["hierarchy", "hierarchy, six rotations"]), ("flat-plain", ["flat-plain"]), ("likelihood", ["likelihood"])])
@@ -30,7 +30,7 @@ def test_cascade_limits_of_several_runs(tmp_path, monkeypatch):
             done.append(seed)
             if len(done) == 2: pd.concat([pd.read_csv(out, dtype=str), pd.read_csv(out, dtype=str).assign(seed="9")]).to_csv(out, index=False)      # of another process
         return dict(limit=1., expected=2., halves=0., rank=0.5)
-    monkeypatch.setattr("iceaggr.limit.cascade_limit", limit)
+    monkeypatch.setattr("iceaggr.studies.limit.cascade_limit", limit)
     def run(*more):
         done.clear()
         monkeypatch.setattr(sys, "argv", [str(script), "4", "--hardware", "a test", "--most", "100000", "--out", str(out), *more])

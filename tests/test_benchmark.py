@@ -12,7 +12,9 @@ from iceaggr.data import IceCubeDataset
 from iceaggr.geometry import Geometry
 from iceaggr.model import HierarchicalTransformer
 from iceaggr.packing import collate_dom_packing
-from iceaggr.reference import FullPulseTransformer, needed_operations, padded_events, padded_step, padded_vector, reference_collate
+from iceaggr.benchmark import FullPulseTransformer, needed_operations, padded_events
+from iceaggr.model import padded_step, padded_vector
+from iceaggr.packing import reference_collate
 from iceaggr.training import TrainSettings, train_step
 
 

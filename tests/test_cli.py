@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 
 import iceaggr.data
 from iceaggr.cli import find_event
-from iceaggr.data import IceCubeDataset, prepare
+from iceaggr.data import IceCubeDataset
+from iceaggr.engine.prepare import prepare
 from iceaggr.geometry import Geometry, load_geometry
 from iceaggr.model import read_weights
-from iceaggr.reading import DataError
-from iceaggr.simulation import simulate_dataset
+from iceaggr.common import DataError
+from iceaggr.simulation.dataset import simulate_dataset
 from processes import call, ended, launch, run_command
 
 
@@ -280,7 +281,7 @@ def test_core_modules_need_only_the_core_packages():
     script = """
 import sys
 for name in ("plotly", "matplotlib", "ipywidgets", "scipy", "sklearn", "fastcore", "nbdev", "IPython"): sys.modules[name] = None
-import iceaggr.training, iceaggr.model, iceaggr.evaluation, iceaggr.display, iceaggr.simulation, iceaggr.comparison, iceaggr.baselines, iceaggr.benchmark, iceaggr.cli
+import iceaggr.training, iceaggr.model, iceaggr.evaluation, iceaggr.display, iceaggr.simulation.dataset, iceaggr.studies.comparison, iceaggr.studies.baselines, iceaggr.benchmark, iceaggr.cli
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == 0, done.stderr

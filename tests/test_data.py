@@ -14,12 +14,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iceaggr.data import EventBatchSampler, IceCubeDataset, prepare, split_batches
-from iceaggr.faults import BATCH, META, put, write_tiny
+from iceaggr.data import IceCubeDataset, split_batches
+from iceaggr.engine.loading import EventBatchSampler
+from iceaggr.engine.prepare import prepare
+from iceaggr.testing import BATCH, META, put, write_tiny
 from iceaggr.geometry import Geometry, load_geometry
-from iceaggr.prepared import map_arrow
-from iceaggr.reading import DataError, PulseBlocks, dom_order, event_time_reference, find_batches, read_meta
-from iceaggr.simulation import simulate_dataset
+from iceaggr.io.prepared import map_arrow
+from iceaggr.common import DataError
+from iceaggr.io.kaggle import find_batches, read_meta
+from iceaggr.pulses import PulseBlocks, dom_order, event_time_reference
+from iceaggr.simulation.dataset import simulate_dataset
 from processes import call
 
 
@@ -114,7 +118,7 @@ def test_parts_of_a_data_set(tiny_dataset):
 
 def test_only_what_is_wanted_is_read(tmp_path, monkeypatch):
     "Row groups that are not wanted may be destroyed without anyone noticing."
-    monkeypatch.setattr("iceaggr.reading.CHUNK_ROWS", 20)                                  # the table of 100 rows counts as large
+    monkeypatch.setattr("iceaggr.io.kaggle.CHUNK_ROWS", 20)                                  # the table of 100 rows counts as large
     root = write_tiny(tmp_path, {b: 5 for b in range(1, 21)})
     rewrite(root, META, lambda t: t, row_group_size=5)
     rewrite(root, "train/batch_7.parquet", lambda t: t, row_group_size=20)
@@ -142,7 +146,7 @@ def test_pieces_of_any_size_agree(tiny_dataset, monkeypatch):
     before = list(IceCubeDataset(tiny_dataset))
     rewrite(tiny_dataset, BATCH, lambda t: t, row_group_size=11)
     for rows in (1, 7, 64):
-        monkeypatch.setattr("iceaggr.reading.CHUNK_ROWS", rows)
+        monkeypatch.setattr("iceaggr.io.kaggle.CHUNK_ROWS", rows)
         same_events(list(IceCubeDataset(tiny_dataset)), before)
         same_events(list(IceCubeDataset(tiny_dataset, events=[3003, 3012, 2021])), [before[i] for i in (7, 9, 12)])
     rewrite(tiny_dataset, BATCH, put("charge", -1, 0.0))
@@ -242,7 +246,7 @@ def test_sampler_puts_like_events_together(many):
 
 
 def test_sampler_order_is_the_same_in_another_process(many):
-    code = "import sys; from iceaggr.data import *; s = EventBatchSampler(IceCubeDataset(sys.argv[1], cache_size=2), 8, seed=5); s.set_epoch(3); print(list(s))"
+    code = "import sys; from iceaggr.data import *; from iceaggr.engine.loading import EventBatchSampler; s = EventBatchSampler(IceCubeDataset(sys.argv[1], cache_size=2), 8, seed=5); s.set_epoch(3); print(list(s))"
     sampler = EventBatchSampler(many, 8, seed=5)
     sampler.set_epoch(3)
     assert subprocess.run([sys.executable, "-c", code, str(many.root)], capture_output=True, text=True, check=True).stdout.strip() == str(list(sampler))
@@ -333,13 +337,13 @@ def test_prepare_check_does_not_trust_the_sorting(tiny_dataset, tmp_path, monkey
 
 
 def test_prepare_shows_how_far_it_is(tiny_dataset, tmp_path, monkeypatch):
-    import iceaggr.data as data
+    import iceaggr.engine.prepare as data
     bars = []
     class Bar(data.tqdm):
         def __init__(self, *args, **options): super().__init__(*args, **options, file=open("/dev/null", "w")); self.seen = []; bars.append(self)
         def update(self, n=1): self.seen.append(n); return super().update(n)
     monkeypatch.setattr(data, "tqdm", Bar)
-    monkeypatch.setattr("iceaggr.reading.CHUNK_ROWS", 10)
+    monkeypatch.setattr("iceaggr.io.kaggle.CHUNK_ROWS", 10)
     rows = sum(len(pd.read_parquet(p)) for p in (tiny_dataset / "train").iterdir())
     for _ in range(2): prepare(tiny_dataset, tmp_path / "out")                             # anew, then kept
     assert [b.n for b in bars] == [b.total for b in bars] == [rows, rows]
@@ -347,7 +351,7 @@ def test_prepare_shows_how_far_it_is(tiny_dataset, tmp_path, monkeypatch):
 
 
 def test_prepared_files_of_another_format_are_refused(tiny_dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr("iceaggr.prepared.PREPARED_FORMAT", 1)
+    monkeypatch.setattr("iceaggr.io.prepared.PREPARED_FORMAT", 1)
     out = prepare(tiny_dataset, tmp_path / "out", progress=False)
     monkeypatch.undo()
     with pytest.raises(DataError, match="written in format 1, this version reads 3; run prepare again"): IceCubeDataset(out)
@@ -375,7 +379,7 @@ def test_prepared_files_stay_open_up_to_a_limit(tiny_dataset, tmp_path, monkeypa
 
 
 def test_prepare_leaves_nothing_half_done(tiny_dataset, tmp_path, monkeypatch):
-    import iceaggr.prepared as prepared
+    import iceaggr.io.prepared as prepared
     write, count = prepared.write_arrow, [0]
     def failing(table, path):
         count[0] += 1
@@ -458,7 +462,7 @@ def test_reference_time_of_an_event(doms, seed, claimed):
     mixed = np.random.default_rng(seed).permutation(len(doms))
     expected = reference_by_hand(time, charge, event, 6)
     if claimed == 2**50:                                                                  # the other way of sorting, by itself
-        from iceaggr.reading import _by_event_and_time
+        from iceaggr.pulses import _by_event_and_time
         order = _by_event_and_time(torch.from_numpy(time), torch.from_numpy(event), claimed).numpy() if len(doms) else np.empty(0, int)
         assert np.array_equal(time[order], time[np.lexsort((time, event))]) and np.array_equal(event[order], np.sort(event))
     else:
@@ -473,7 +477,7 @@ def test_reference_time_of_an_event(doms, seed, claimed):
 @given(st.lists(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)), min_size=1, max_size=15), min_size=1, max_size=8), st.integers(1, 40), st.integers(1, 40), st.randoms())
 def test_blocks_and_pieces_of_any_size(events, piece, block, random):
     "The tables do not depend on how the pulses come in, and hold every event as it was."
-    import iceaggr.reading as reading
+    import iceaggr.pulses as reading
     n = np.array([len(e) for e in events])
     flat = np.array(sum(events, []))
     columns = dict(time=flat[:, 0], sensor_id=flat[:, 1], charge=np.arange(1, len(flat) + 1) * np.float32(0.1), auxiliary=flat[:, 0] % 2 == 0)

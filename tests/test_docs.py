@@ -1,4 +1,4 @@
-"""The site, as far as it can be checked without Quarto (data_scripts/check_docs.py), and that the check finds faults."""
+"""The site, as far as it can be checked without Quarto (tools/check_docs.py), and that the check finds faults."""
 import json
 import re
 import shlex
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "data_scripts"))
+sys.path.insert(0, str(ROOT / "tools"))
 import check_docs, finish_pages
 
 
@@ -21,7 +21,7 @@ def notebook(*cells, front="title: A\ndescription: b\noutput-file: a.html"):
 
 def test_site_is_in_order():
     "A process of its own: nbdev runs the notebooks' imports and exported cells in it."
-    run = subprocess.run([sys.executable, "data_scripts/check_docs.py"], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "tools/check_docs.py"], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr[-3_000:]
 
 

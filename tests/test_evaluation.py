@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iceaggr.evaluation import (bootstrap, check_predictions, evaluate, evaluate_dataset, event_errors, find_events, line_fit,
-                                read_predictions, write_report)
-from iceaggr.reading import DataError
+from iceaggr.evaluation import (
+    bootstrap, check_predictions, evaluate, evaluate_dataset, event_errors, find_events,
+    read_predictions, write_report)
+from iceaggr.line_fit import line_fit
+from iceaggr.common import DataError
 
 
 @pytest.fixture
@@ -160,7 +162,7 @@ def test_a_whole_data_set(tiny_dataset, tmp_path):
 
 
 def test_prepared_form_gives_the_same(tiny_dataset, tmp_path):
-    from iceaggr.data import prepare
+    from iceaggr.engine.prepare import prepare
     p = pd.read_parquet(tiny_dataset / "train_meta.parquet").query("batch_id != 3")[["event_id", "azimuth", "zenith"]]
     p["zenith"] = (p.zenith + 0.1).clip(upper=math.pi)
     assert evaluate_dataset(p, tiny_dataset, progress=False) == evaluate_dataset(p, prepare(tiny_dataset, tmp_path / "tiny2" / "tiny", progress=False), progress=False)
@@ -177,7 +179,7 @@ def test_gaps_are_left_out_of_a_table_as_of_a_file(tiny_dataset, tmp_path):
 
 
 def test_a_damaged_file_of_others(tiny_dataset, tmp_path):
-    from iceaggr.data import prepare
+    from iceaggr.engine.prepare import prepare
     p = pd.read_parquet(tiny_dataset / "train_meta.parquet").query("batch_id != 3")[["event_id", "azimuth", "zenith"]]
     out = prepare(tiny_dataset, tmp_path / "out", progress=False)
     (out / "train/batch_3.events.arrow").write_bytes(b"not Arrow")
@@ -237,7 +239,8 @@ def test_report_escapes_what_it_is_given(truth, tmp_path):
 def test_ppc_line_fit(ppc_root):
     "The figures of the data's own description."
     from iceaggr.data import IceCubeDataset
-    from iceaggr.evaluation import event_truth, line_fit_events
+    from iceaggr.evaluation import event_truth
+    from iceaggr.line_fit import line_fit_events
     dataset = IceCubeDataset(ppc_root, batch_ids=[4])
     m = evaluate(line_fit_events(dataset), event_truth(dataset, ppc_root))
     median = {r["name"]: r["model"]["median"] for r in m["by"]["type"]}

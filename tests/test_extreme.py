@@ -12,9 +12,11 @@ import torch
 torch.set_num_threads(1)
 from iceaggr.benchmark import resident_memory
 from iceaggr.data import IceCubeDataset
-from iceaggr.model import HierarchicalTransformer, frame_to_events, pile_up
+from iceaggr.benchmark import pile_up
+from iceaggr.io.frames import frame_to_events
+from iceaggr.model import HierarchicalTransformer
 from iceaggr.packing import collate_dom_packing
-from iceaggr.simulation import demo_dataset
+from iceaggr.simulation.dataset import demo_dataset
 from iceaggr.training import TrainSettings, train_step
 Path("/proc/self/clear_refs").write_text("5")                 # the high-water mark starts anew
 before = resident_memory()

@@ -12,13 +12,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from iceaggr.data import EventBatchSampler, IceCubeDataset, prepare
-from iceaggr.faults import BATCH, FAULTS, FILE_3, META, call, put, same_events, sound_data, write_tiny
+from iceaggr.data import IceCubeDataset
+from iceaggr.engine.loading import EventBatchSampler
+from iceaggr.engine.prepare import prepare
+from iceaggr.testing import BATCH, FAULTS, FILE_3, META, call, put, same_events, sound_data, write_tiny
 from iceaggr.model import HierarchicalTransformer
-from iceaggr.packing import PackedBatches
-from iceaggr.prepared import map_arrow
-from iceaggr.reading import DataError
-from iceaggr.simulation import simulate_events
+from iceaggr.engine.loading import PackedBatches
+from iceaggr.io.prepared import map_arrow
+from iceaggr.common import DataError
+from iceaggr.simulation.dataset import simulate_events
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*are left out, as something is wrong with them")
 
@@ -59,7 +61,7 @@ changes = st.sampled_from([(where, column, value) for where, some in (("pulse", 
 @given(st.dictionaries(st.integers(0, 20), changes, max_size=6), st.sampled_from([5, 17, 10**6]), st.sampled_from([3, 64, 1 << 20]))
 def test_any_bad_events_and_no_good_one(sound, tmp_path_factory, faults, row_group_size, piece):
     "Any events are spoilt in any way, the file in row groups and pieces of any size: just these are left out."
-    import iceaggr.reading as reading
+    import iceaggr.io.kaggle as reading
     root = tmp_path_factory.mktemp("random")
     (root / "train").mkdir()
     meta = pd.read_parquet(sound.root / META)
@@ -148,7 +150,7 @@ def test_what_is_left_is_compared_with_the_source(tmp_path, fault, monkeypatch):
     prepare(root, tmp_path / "out", progress=False, check=True, on_bad_event="skip")
     read = pq.read_table
     def other(*args, **options): return (t := read(*args, **options)).set_column(t.column_names.index("time"), "time", pc.add(t.column("time"), 1))
-    monkeypatch.setattr("iceaggr.data.pq.read_table", other)
+    monkeypatch.setattr("iceaggr.engine.prepare.pq.read_table", other)
     b = 3 if fault.bad != FILE_3 else 2
     with pytest.raises(DataError, match=f"batch_{b}.events.arrow: events .* differ from the source"): prepare(root, tmp_path / "out", [b], progress=False, check=True, on_bad_event="skip")
 

@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from iceaggr import simulation
+from iceaggr.simulation import light as simulation
+from iceaggr.simulation.neutrinos import isotropic
 from iceaggr.data import IceCubeDataset
-from iceaggr.simulation import SPEED_OF_LIGHT, make_detector, simulate_dataset
+from iceaggr.geometry import SPEED_OF_LIGHT
+from iceaggr.simulation.dataset import make_detector, simulate_dataset
 from processes import call
 
 SCRIPTS = Path(__file__).parents[1] / "data_scripts"
@@ -116,8 +118,8 @@ def test_other_ice_is_found(learn_light, tmp_path, monkeypatch):
     rng, n = np.random.default_rng(0), 4_000
     ratio = []
     for distance in (30., 120.):
-        centre, look = rng.uniform([-200, -200, -400], [200, 200, 400], (n, 3)), simulation.isotropic(rng, n)
-        xyz = centre + distance * simulation.isotropic(rng, n)
+        centre, look = rng.uniform([-200, -200, -400], [200, 200, 400], (n, 3)), isotropic(rng, n)
+        xyz = centre + distance * isotropic(rng, n)
         x = torch.from_numpy(learn_light.light_features(centre, look, np.full(n, 2_000.), xyz, np.full(n, distance), detector.ice.average(centre[:, 2], xyz[:, 2])))
         ratio.append(law.expected(x, torch.ones(n)).log().mean().item())
     wanted = np.log(dim / plain)

@@ -14,9 +14,11 @@ import gc, json, os, sys, warnings
 from pathlib import Path
 import numpy as np
 from iceaggr.benchmark import resident_memory
-from iceaggr.data import EventBatchSampler, IceCubeDataset, prepare
-from iceaggr.faults import write_tiny
-from iceaggr.packing import PackedBatches
+from iceaggr.data import IceCubeDataset
+from iceaggr.engine.loading import EventBatchSampler
+from iceaggr.engine.prepare import prepare
+from iceaggr.testing import write_tiny
+from iceaggr.engine.loading import PackedBatches
 folder, form, batches = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 root = write_tiny(folder / "data", {b: 200 for b in range(1, 9)})
 if form == "prepared": root = prepare(root, folder / "prepared", progress=False)
@@ -55,8 +57,8 @@ def test_reading_does_not_grow(tmp_path, form, batches, growth):
 def test_prepared_files_that_stay_open_are_bounded(tmp_path, monkeypatch):
     "However many files there are: three descriptors for each of those that are held, or fewer."
     import iceaggr.data as data
-    from iceaggr.faults import write_tiny
-    root = data.prepare(write_tiny(tmp_path / "data", {b: 2 for b in range(1, 31)}), tmp_path / "prepared", progress=False)
+    from iceaggr.testing import write_tiny
+    root = prepare(write_tiny(tmp_path / "data", {b: 2 for b in range(1, 31)}), tmp_path / "prepared", progress=False)
     monkeypatch.setattr(data, "MAPPED_FILES", 5)
     gc.collect()
     before, most = len(os.listdir("/proc/self/fd")), 0
@@ -73,7 +75,7 @@ def test_prepared_files_that_stay_open_are_bounded(tmp_path, monkeypatch):
 
 def test_every_parquet_file_is_closed_again(tmp_path):
     import iceaggr.data as data
-    from iceaggr.faults import write_tiny
+    from iceaggr.testing import write_tiny
     root = write_tiny(tmp_path, {b: 2 for b in range(1, 31)})
     before = len(os.listdir("/proc/self/fd"))
     for options in (dict(), dict(on_bad_event="skip")):

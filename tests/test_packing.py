@@ -10,11 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iceaggr.accumulator import EventAccumulator
-from iceaggr.data import EventBatchSampler, IceCubeDataset, prepare
-from iceaggr.distributed import fair_share
+from iceaggr.data import IceCubeDataset
+from iceaggr.engine.loading import EventBatchSampler
+from iceaggr.engine.prepare import prepare
+from iceaggr.engine.distributed import balanced_share
 from iceaggr.dom_transformer import DOMTransformer
-from iceaggr.faults import write_tiny
-from iceaggr.packing import PackedBatches, collate_dom_packing, pack_lengths, packed_batch, split_batch
+from iceaggr.testing import write_tiny
+from iceaggr.engine.loading import PackedBatches, packed_batch
+from iceaggr.packing import collate_dom_packing, pack_lengths, split_batch
 
 # An event: pulses on a few sensors, some of them many times, in any order of time.
 event = st.lists(st.tuples(st.integers(0, 5159), st.integers(1, 70)), min_size=1, max_size=6)
@@ -141,7 +144,7 @@ def test_parts_of_a_data_set_and_the_test_split(forms, tmp_path):
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_loader_gives_the_batches(forms, method):
     for ds in forms:
-        share = partial(fair_share, rank=1, world_size=3)
+        share = partial(balanced_share, rank=1, world_size=3)
         whole = list(EventBatchSampler(ds, 16, seed=1)) + [[], [5]]
         lists = [[b[i] for i in share(ds.n_pulses[b])] for b in whole]
         batches = PackedBatches(ds, whole, 64, share=share)

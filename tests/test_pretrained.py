@@ -5,19 +5,20 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import iceaggr
 from iceaggr.data import IceCubeDataset
-from iceaggr.direction import vmf_quantile
+from iceaggr.direction import angles_to_vector, angular_error, vmf_quantile
 from iceaggr.geometry import load_geometry
 from iceaggr.model import HierarchicalTransformer
-from iceaggr.simulation import simulate_dataset
+from iceaggr.simulation.dataset import simulate_dataset
 from iceaggr.training import TrainSettings, calibrate, predict_with_truth, train
 from processes import call
 
-SCRIPTS = Path(__file__).parents[1] / "data_scripts"
+SCRIPTS = Path(__file__).parents[1] / "studies"
 sys.path.append(str(SCRIPTS))
 from average_weights import average, best_share, kept_back
 
@@ -113,3 +114,17 @@ def test_on_full_physics_events(name):
 def test_small_enough_and_described():
     assert sum(p.stat().st_size for p in WEIGHTS.glob("*.safetensors")) < 12e6
     for path in WEIGHTS.glob("*.safetensors"): assert path.stem in path.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize("name", ["small", "base"])
+def test_predictions_stay_what_they_were(name):
+    "500 simulated events, one of them of 12,000 pulses on 40 DOMs: the pretrained models predict what they always did."
+    stored = Path(__file__).parent / "data"
+    pulses = pd.read_parquet(stored / "reference_events.parquet")
+    before = pd.read_parquet(stored / "reference_predictions.parquet").query("model == @name").set_index("event_id")
+    now = HierarchicalTransformer.from_pretrained(name).predict(pulses).set_index("event_id")
+    before, now = before.loc[now.index], now[["azimuth", "zenith", "kappa"]]
+    assert len(now) == 500
+    moved = angular_error(*(angles_to_vector(*torch.tensor(t[["azimuth", "zenith"]].to_numpy().T)) for t in (before, now)))
+    assert float(torch.rad2deg(moved).max()) < 0.001
+    assert float((now.kappa / before.kappa - 1).abs().max()) < 0.001

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iceaggr.accumulator import EventAccumulator
-from iceaggr.data import IceCubeDataset, prepare
+from iceaggr.data import IceCubeDataset
+from iceaggr.engine.prepare import prepare
 from iceaggr.dom_transformer import DOMTransformer
 from iceaggr.packing import collate_dom_packing, split_batch
 
@@ -164,9 +165,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from iceaggr.data import IceCubeDataset, prepare
-from iceaggr.faults import write_tiny
-from iceaggr.reading import DataError
+from iceaggr.data import IceCubeDataset
+from iceaggr.engine.prepare import prepare
+from iceaggr.testing import write_tiny
+from iceaggr.common import DataError
 warnings.simplefilter("ignore")
 folder, form, name, checksums, n, seed = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4] == "True", int(sys.argv[5]), int(sys.argv[6])
 root = write_tiny(folder / "data")

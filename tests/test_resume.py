@@ -18,9 +18,11 @@ from conftest import write_tiny
 from processes import ended, kill, launch
 
 from iceaggr.cli import main
-from iceaggr.data import IceCubeDataset, prepare
+from iceaggr.data import IceCubeDataset
+from iceaggr.engine.prepare import prepare
 from iceaggr.model import HierarchicalTransformer, read_weights
-from iceaggr.training import CHECKPOINTS, TrainSettings, claim_run, fit, train
+from iceaggr.engine.checkpoints import CHECKPOINTS, claim_run
+from iceaggr.training import TrainSettings, fit, train
 
 TINY = dict(dom_d_model=32, dom_heads=2, dom_layers=1, event_d_model=32, event_heads=2, event_layers=1)
 

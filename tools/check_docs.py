@@ -1,6 +1,6 @@
 """What can be checked of the site without Quarto: `make docs` and tests/test_docs.py call this.
 
-    python data_scripts/check_docs.py        (from the top level; exit code 1 and one line for each fault)
+    python tools/check_docs.py        (from the top level; exit code 1 and one line for each fault)
 
 nbdev processes a copy of the notebooks as it does for Quarto: imports and exported cells run, and the documentation of each function is made.
 Then: every notebook in the sidebar, in order, and in the table of index.ipynb; front matter with title and description; internal links, pictures and

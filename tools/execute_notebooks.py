@@ -1,6 +1,6 @@
 """Run notebooks and store their outputs, leaving out what is flagged: `make notebooks` calls this.
 
-    python data_scripts/execute_notebooks.py [nbs/00_geometry.ipynb ...]     (none: all of them)
+    python tools/execute_notebooks.py [nbs/00_geometry.ipynb ...]     (none: all of them)
 
 Cells flagged `eval: false` or with one of the `tst_flags` of settings.ini are not run and keep the outputs they have.
 A notebook whose run fails is left as it was, and the exit code is 1."""

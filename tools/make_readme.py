@@ -1,6 +1,6 @@
 """README.md from nbs/index.ipynb: the Markdown cells, the pictures of the other cells, links that work from the top level.
 
-    python data_scripts/make_readme.py [--check]        (--check: exit code 1 if README.md is not what this would write)"""
+    python tools/make_readme.py [--check]        (--check: exit code 1 if README.md is not what this would write)"""
 import base64
 import json
 import re
