@@ -1,0 +1,149 @@
+"""House rules that can be counted: `make test` calls this.
+
+    python tools/check_style.py [nbs/10_packing.ipynb ...]     (none: the whole project)
+
+Notebooks: a title and one line of purpose, a picture within the first three cells that a reader sees, exported cells
+that can be read in one go. Package: no module imports from a floor above its own. README: not too long.
+The width of lines is ruff's to check (ruff.toml)."""
+import ast
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+
+MEDIAN, MOST, LONGEST, CLASS = 12, 30, 60, 80      # lines of exported cells: median; 90 % are shorter; any; named classes
+README_WORDS = 700
+
+# From the ground up. A module imports from floors below its own, or from modules of its own floor listed before it.
+FLOORS = [
+    ["common", "style"],
+    ["geometry", "direction", "pulses", "engine.distributed"],
+    ["io.kaggle", "io.bad_events", "io.prepared", "io.frames", "io.graphnet"],
+    ["data", "engine.prepare", "display", "line_fit"],
+    ["packing", "features", "pooling", "attention", "engine.cpu_attention", "engine.loading"],
+    ["dom_transformer", "accumulator", "event_transformer"],
+    ["model"],
+    ["simulation.neutrinos", "simulation.light", "simulation.readout", "simulation.dataset"],
+    ["augmentation", "evaluation", "attention_maps"],
+    ["engine.checkpoints", "training"],
+    ["benchmark", "browser", "cli"],
+    ["testing", "studies"],
+]
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def is_export(cell):
+    return cell["cell_type"] == "code" and re.search(r"^#\|\s*export", source(cell), re.M)
+
+
+def code_lines(cell):
+    "Lines of code, without directives and empty lines."
+    return [line for line in source(cell).splitlines() if line.strip() and not line.startswith("#|")]
+
+
+def only_imports(cell):
+    try:
+        body = ast.parse("\n".join(code_lines(cell))).body
+    except SyntaxError:
+        return False
+    return all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body)
+
+
+def seen(cell):
+    "Does a reader of the page see this cell?"
+    if cell["cell_type"] != "code": return bool(source(cell).strip())
+    return not re.search(r"^#\|\s*(hide|default_exp)", source(cell), re.M) and not only_imports(cell)
+
+
+def has_picture(cell):
+    if re.search(r"!\[[^\]]*\]\(|<svg|<picture|<img", source(cell)) and cell["cell_type"] == "markdown": return True
+    return any(kind.startswith("image/") for o in cell.get("outputs", []) for kind in o.get("data", {}))
+
+
+def allowed_classes(root):
+    "Classes that CONTRIBUTING.md names as long ones that read in one pass."
+    text = (root / "CONTRIBUTING.md").read_text(encoding="utf-8") if (root / "CONTRIBUTING.md").exists() else ""
+    found = re.search(r"<!-- long classes -->(.*?)<!-- end -->", text, re.S)
+    return re.findall(r"`(\w+)`", found[1]) if found else []
+
+
+def notebook_faults(path, root, long_classes):
+    "What is wrong with one notebook, and the lengths of its exported cells."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    name, faults, lengths = path.relative_to(root).as_posix(), [], []
+    if not re.match(r"# .+\n+> .+", source(cells[0])): faults.append(f"{name}: opens with `# title` and `> one line`")
+    visible = [c for c in cells if seen(c)][:3]
+    if not any(has_picture(c) for c in visible): faults.append(f"{name}: no picture within the first three cells")
+    for cell in cells:
+        if not is_export(cell) or only_imports(cell): continue
+        n = len(code_lines(cell))
+        lengths.append(n)
+        what = (re.findall(r"^(?:class|def) (\w+)", source(cell), re.M) or ["a cell"])[0]
+        most = CLASS if what in long_classes else LONGEST
+        if n > most: faults.append(f"{name}: exported cell of {what} has {n} lines, more than {most}")
+    return faults, lengths
+
+
+def imports(path, root):
+    "Modules of the package that a module imports, wherever in its code."
+    parts = path.relative_to(root / "iceaggr").with_suffix("").parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = parts[:len(parts) - node.level]
+            yield ".".join([*base, *(node.module or "").split(".")]).strip(".")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("iceaggr."):
+            yield node.module.removeprefix("iceaggr.")
+
+
+def floor_faults(root):
+    "Imports from above."
+    place = {m: (i, j) for i, floor in enumerate(FLOORS) for j, m in enumerate(floor)}
+    faults = []
+    for path in sorted((root / "iceaggr").rglob("*.py")):
+        module = ".".join(path.relative_to(root / "iceaggr").with_suffix("").parts)
+        if module.split(".")[-1].startswith("_"): continue
+        mine = module if module in place else module.split(".")[0]
+        if mine not in place: faults.append(f"{path.name}: module {module} has no floor in tools/check_style.py"); continue
+        for other in imports(path, root):
+            other = other if other in place else other.split(".")[0]
+            if other in place and other != mine and place[other] > place[mine]:
+                faults.append(f"{module} imports from {other}, which lies on a floor above it")
+    return faults
+
+
+def public_names(root):
+    "How many names the modules offer with a star."
+    total = 0
+    for path in (root / "iceaggr").rglob("*.py"):
+        m = re.search(r"^__all__ = (\[.*?\])", path.read_text(encoding="utf-8"), re.M | re.S)
+        if m and "studies" not in path.parts: total += len(ast.literal_eval(m[1]))
+    return total
+
+
+if __name__ == "__main__":
+    root, long_classes = Path.cwd(), allowed_classes(Path.cwd())
+    chosen = [Path(p).resolve() for p in sys.argv[1:]]
+    notebooks = chosen or sorted(p for p in (root / "nbs").rglob("*.ipynb")
+                                 if not any(x.startswith((".", "_")) for x in p.relative_to(root).parts))
+    faults, lengths = [], []
+    for path in notebooks:
+        if path.name in ("index.ipynb", "api.ipynb"): continue
+        found, n = notebook_faults(path, root, long_classes)
+        faults, lengths = faults + found, lengths + n
+    if lengths:
+        lengths.sort()
+        median, most = statistics.median(lengths), lengths[int(0.9 * (len(lengths) - 1))]
+        print(f"{len(lengths)} exported cells: median {median:g} lines, 90 % up to {most}, the longest {lengths[-1]}")
+        if median > MEDIAN: faults.append(f"exported cells have a median of {median:g} lines, more than {MEDIAN}")
+        if most >= MOST: faults.append(f"a tenth of the exported cells has {most} lines or more; below {MOST} is wanted")
+    if not chosen:
+        words = len(re.sub(r"```.*?```|<[^>]+>", " ", (root / "README.md").read_text(encoding="utf-8"), flags=re.S).split())
+        print(f"README: {words} words; public names: {public_names(root)}")
+        if words > README_WORDS: faults.append(f"README.md has {words} words, more than {README_WORDS}")
+        faults += floor_faults(root)
+    for fault in faults: print(fault)
+    sys.exit(f"{len(faults)} faults of style" if faults else 0)
