@@ -167,7 +167,7 @@ def test_an_error_of_the_first_stops_all(data, tmp_path):
     (tmp_path / "run").mkdir(), (tmp_path / "run/something").touch()
     assert ended(launch(tmp_path / "out", refused, data, tmp_path / "run", world=2)) == [2, 1]
     told = (tmp_path / "out").read_text()
-    assert "not empty" in told and "process 1 stops because process 0 could not go on" in told and "Traceback" not in told
+    assert "not empty" in told and "process 1 stops since process 0 failed" in told and "Traceback" not in told
 
 
 def each_with_a_disk_of_its_own(data, run):
