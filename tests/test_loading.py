@@ -11,8 +11,8 @@ from iceaggr.simulation.dataset import simulate_dataset
 
 @pytest.fixture(scope="module")
 def events(tmp_path_factory):
-    root = simulate_dataset(tmp_path_factory.mktemp("loading") / "data", 600, events_per_file=200, progress=False)
-    return IceCubeDataset(root)
+    folder = tmp_path_factory.mktemp("loading") / "data"
+    return IceCubeDataset(simulate_dataset(folder, 600, events_per_file=200, progress=False))
 
 
 def equal(one, other):

@@ -26,7 +26,7 @@ def held_out_events(
     events = np.arange(leave_out - 1, len(dataset), leave_out)
     return events if most is None else events[-most:]
 
-# %% ../../nbs/42_loading.ipynb #2b7937b0
+# %% ../../nbs/42_loading.ipynb #c1cce210
 def _sort_by_size(
     events:np.ndarray, # (n,) positions of events, shuffled
     n_pulses:np.ndarray, # pulses of each event of the data set
@@ -36,7 +36,7 @@ def _sort_by_size(
     pieces = np.split(events, range(step, len(events), step))
     return np.concatenate([piece[np.argsort(n_pulses[piece], kind="stable")] for piece in pieces])
 
-# %% ../../nbs/42_loading.ipynb #419aef25
+# %% ../../nbs/42_loading.ipynb #a25f9a90
 def _cut_pieces(
     n_pulses:np.ndarray, # (n,) of the events in order
     step:int, # no batch crosses a multiple of this
@@ -50,7 +50,7 @@ def _cut_pieces(
         cuts += [(start + a, start + b) for a, b in cut_batches(piece, batch_size, max_pulses)]
     return cuts
 
-# %% ../../nbs/42_loading.ipynb #32385249
+# %% ../../nbs/42_loading.ipynb #e68b1c2f
 def _check_sizes(dataset, batch_size, max_pulses, window, leave_out):
     "Refuse sizes that make no batches; warn of a window that decodes files again and again."
     if leave_out is not None and leave_out < 2:
@@ -58,8 +58,8 @@ def _check_sizes(dataset, batch_size, max_pulses, window, leave_out):
     if batch_size < 1 or (max_pulses is not None and max_pulses < 1):
         raise ValueError(f"batch_size and max_pulses must be at least 1; got {batch_size} and {max_pulses}")
     if window and window > dataset.cache_size and not dataset.prepared:
-        warnings.warn(f"a window of {window} files, but the data set keeps {dataset.cache_size}: a file is "
-                      f"decoded for almost every batch. Make the data set with cache_size={window}", stacklevel=3)
+        warnings.warn(f"a window of {window} files, but the data set keeps {dataset.cache_size}: a file "
+                      f"is decoded for almost every batch. Use cache_size={window}", stacklevel=3)
 
 # %% ../../nbs/42_loading.ipynb #5e11a001
 class EventBatchSampler(torch.utils.data.Sampler):
@@ -163,7 +163,7 @@ class PackedBatches(torch.utils.data.Dataset):
         in_worker = torch.utils.data.get_worker_info() is not None
         return SharedBatch(batch) if in_worker else batch
 
-# %% ../../nbs/42_loading.ipynb #32cb9c0d
+# %% ../../nbs/42_loading.ipynb #573dface
 class SharedBatch:
     "A batch on its way to another process, in one piece of shared memory."
     def __init__(self, batch): self.batch = batch
@@ -181,7 +181,7 @@ def _tensors(part) -> list: # of a batch and its metadata, in the order of their
 def _cache_lines(tensor) -> int: # bytes, rounded up to whole cache lines
     return -(-tensor.nbytes // 64) * 64
 
-# %% ../../nbs/42_loading.ipynb #8d195a90
+# %% ../../nbs/42_loading.ipynb #20bf88cb
 def _view(memory, start, n_bytes, dtype, shape):
     return memory[start:start + n_bytes].view(dtype).view(shape)
 
