@@ -26,7 +26,7 @@ def held_out_events(
     events = np.arange(leave_out - 1, len(dataset), leave_out)
     return events if most is None else events[-most:]
 
-# %% ../../nbs/42_loading.ipynb #c1cce210
+# %% ../../nbs/42_loading.ipynb #bc48fd48
 def _sort_by_size(
     events:np.ndarray, # (n,) positions of events, shuffled
     n_pulses:np.ndarray, # pulses of each event of the data set
@@ -36,7 +36,7 @@ def _sort_by_size(
     pieces = np.split(events, range(step, len(events), step))
     return np.concatenate([piece[np.argsort(n_pulses[piece], kind="stable")] for piece in pieces])
 
-# %% ../../nbs/42_loading.ipynb #a25f9a90
+# %% ../../nbs/42_loading.ipynb #d709891c
 def _cut_pieces(
     n_pulses:np.ndarray, # (n,) of the events in order
     step:int, # no batch crosses a multiple of this
@@ -50,7 +50,7 @@ def _cut_pieces(
         cuts += [(start + a, start + b) for a, b in cut_batches(piece, batch_size, max_pulses)]
     return cuts
 
-# %% ../../nbs/42_loading.ipynb #e68b1c2f
+# %% ../../nbs/42_loading.ipynb #edb03015
 def _check_sizes(dataset, batch_size, max_pulses, window, leave_out):
     "Refuse sizes that make no batches; warn of a window that decodes files again and again."
     if leave_out is not None and leave_out < 2:
@@ -163,7 +163,7 @@ class PackedBatches(torch.utils.data.Dataset):
         in_worker = torch.utils.data.get_worker_info() is not None
         return SharedBatch(batch) if in_worker else batch
 
-# %% ../../nbs/42_loading.ipynb #573dface
+# %% ../../nbs/42_loading.ipynb #a821b143
 class SharedBatch:
     "A batch on its way to another process, in one piece of shared memory."
     def __init__(self, batch): self.batch = batch
@@ -174,17 +174,20 @@ class SharedBatch:
         starts = iter(np.cumsum([0, *sizes]).tolist())
         return _rebuild, (memory, _store(self.batch, memory, starts))
 
+# %% ../../nbs/42_loading.ipynb #6cf4e090
 def _tensors(part) -> list: # of a batch and its metadata, in the order of their keys
     nested = [_tensors(v) if isinstance(v, dict) else [v] for v in part.values()]
     return [t for tensors in nested for t in tensors if isinstance(t, Tensor)]
 
+# %% ../../nbs/42_loading.ipynb #40968ba3
 def _cache_lines(tensor) -> int: # bytes, rounded up to whole cache lines
     return -(-tensor.nbytes // 64) * 64
 
-# %% ../../nbs/42_loading.ipynb #20bf88cb
+# %% ../../nbs/42_loading.ipynb #187dcf7a
 def _view(memory, start, n_bytes, dtype, shape):
     return memory[start:start + n_bytes].view(dtype).view(shape)
 
+# %% ../../nbs/42_loading.ipynb #d01eb12d
 def _store(part, memory, starts) -> dict: # the part with the place of each tensor instead of the tensor
     "Copy the tensors of a batch into shared memory."
     places = {}
@@ -196,6 +199,7 @@ def _store(part, memory, starts) -> dict: # the part with the place of each tens
         else: places[key] = value
     return places
 
+# %% ../../nbs/42_loading.ipynb #a9258ab5
 def _rebuild(memory, places) -> dict: # the batch
     "The batch again, its tensors as views of the shared memory."
     batch = {}
