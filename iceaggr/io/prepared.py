@@ -32,18 +32,19 @@ def prepared_tables(
     "The sorted tables of one batch file."
     first_time = _reduce_doms(np.minimum, source.doms["first_time"], source.events["first_dom"])
     charge = _reduce_doms(np.add, source.doms["charge"].astype(np.float64), source.events["first_dom"])
-    events = {"event_id": event_ids, **source.events, "first_time": first_time, "charge": charge.astype(np.float32)}
+    charge = charge.astype(np.float32)
+    events = {"event_id": event_ids, **source.events, "first_time": first_time, "charge": charge}
     if targets is not None: events.update(zip(TARGET_COLUMNS, np.ascontiguousarray(targets.T), strict=True))
     return {"pulses": pa.table(source.columns), "doms": pa.table(source.doms), "events": pa.table(events)}
 
-# %% ../../nbs/41_prepared_files.ipynb #2e90fda1
+# %% ../../nbs/41_prepared_files.ipynb #cdcc5725
 def _reduce_doms(operation, values, first_dom) -> np.ndarray: # one value per event
     "Reduce a column of the DOM table over the DOMs of each event; events may lie in any order."
     if not len(first_dom): return values
     order = np.argsort(first_dom)
     return operation.reduceat(values, first_dom[order])[np.argsort(order)]
 
-# %% ../../nbs/41_prepared_files.ipynb #bd1e5f7d
+# %% ../../nbs/41_prepared_files.ipynb #339e3eb1
 def part_path(
     events:Path, # an event table
     part:str, # "pulses" or "doms"
@@ -63,7 +64,7 @@ def write_arrow(
         sink.flush()
         os.fsync(sink.fileno())
 
-# %% ../../nbs/41_prepared_files.ipynb #70169b13
+# %% ../../nbs/41_prepared_files.ipynb #804a3be3
 def map_arrow(
     path:Path,
 ) -> pa.Table:
@@ -77,20 +78,20 @@ def map_arrow(
         reason = single_line(e)
         raise DataError(f"{path}: not an Arrow file, or cut short ({reason}); run prepare again") from None
 
-# %% ../../nbs/41_prepared_files.ipynb #557b47d1
+# %% ../../nbs/41_prepared_files.ipynb #1cb235f7
 def _arrays(table) -> dict: # column -> numpy array, without a copy
     return {name: _array(table.column(name)) for name in table.column_names}
 
-# %% ../../nbs/41_prepared_files.ipynb #b60149ef
+# %% ../../nbs/41_prepared_files.ipynb #73cfda5b
 def _array(column) -> np.ndarray:
     if not column.num_chunks: return np.empty(0, column.type.to_pandas_dtype())
     return column.chunk(0).to_numpy(zero_copy_only=True)
 
-# %% ../../nbs/41_prepared_files.ipynb #2edb1c03
+# %% ../../nbs/41_prepared_files.ipynb #e124cbec
 def _crc32(data) -> str: # of bytes or of an array, eight hexadecimal digits
     return f"{zlib.crc32(data):08x}"
 
-# %% ../../nbs/41_prepared_files.ipynb #8ee576cb
+# %% ../../nbs/41_prepared_files.ipynb #33fc1246
 def _column_sums(table) -> dict: # column -> type, length, checksum
     "Describe the columns, so that a changed one is noticed."
     return {name: [str(values.dtype), len(values), _crc32(values)] for name, values in _arrays(table).items()}
@@ -128,7 +129,7 @@ def prepared_facts(
             raise DataError(f"{other}: missing or not whole ({size:,} bytes expected); run prepare again")
     return facts
 
-# %% ../../nbs/41_prepared_files.ipynb #eeb7226b
+# %% ../../nbs/41_prepared_files.ipynb #9762b07b
 def _read_facts(path) -> dict:
     metadata = map_arrow(path).schema.metadata or {}
     if b"iceaggr" not in metadata: raise DataError(f"{path}: not written by prepare; run prepare again")
@@ -140,7 +141,7 @@ def _read_facts(path) -> dict:
     except ValueError as e:
         raise DataError(f"{path}: damaged ({single_line(e)}); remove it and run prepare again") from None
 
-# %% ../../nbs/41_prepared_files.ipynb #14a0e05c
+# %% ../../nbs/41_prepared_files.ipynb #e761e39f
 def _checked_arrow(path, facts) -> pa.Table:
     "Map a table of a set; DataError unless its columns are as they were written."
     table, part = map_arrow(path), path.name.split(".")[-2]
@@ -149,7 +150,7 @@ def _checked_arrow(path, facts) -> pa.Table:
     raise DataError(f"{path}: damaged: its columns have changed since they were written; "
                     "remove it and run prepare again")
 
-# %% ../../nbs/41_prepared_files.ipynb #40dabb4b
+# %% ../../nbs/41_prepared_files.ipynb #0d06e1ef
 def open_prepared(
     path:Path, # an event table
     first:np.ndarray, # (k,) first pulse of each wanted event
@@ -163,7 +164,7 @@ def open_prepared(
         events = {name: values[rows] for name, values in events.items()}
     return Pulses(pulses, doms, events)
 
-# %% ../../nbs/41_prepared_files.ipynb #03b09fd2
+# %% ../../nbs/41_prepared_files.ipynb #bac76baf
 def read_prepared_events(
     path:Path, # an event table
     batch_id:int,
@@ -186,7 +187,7 @@ def read_prepared_events(
     bad_events = facts.get("bad_events")
     return _put_back(table, pd.DataFrame(bad_events), batch_id) if bad_events else table
 
-# %% ../../nbs/41_prepared_files.ipynb #8add9156
+# %% ../../nbs/41_prepared_files.ipynb #f1e7a6ee
 def _meta_table(events, batch_id, targets) -> pd.DataFrame:
     "The columns of a meta table, from those of an event table."
     table = pd.DataFrame({
@@ -197,7 +198,7 @@ def _meta_table(events, batch_id, targets) -> pd.DataFrame:
     })
     return table.assign(**{c: events[c] for c in TARGET_COLUMNS}) if targets else table
 
-# %% ../../nbs/41_prepared_files.ipynb #fa3fbd29
+# %% ../../nbs/41_prepared_files.ipynb #49c16cfd
 def _unreadable_set(path, batch_id, targets, error) -> pd.DataFrame:
     "One row that stands for all events of a set that cannot be read."
     row = {"batch_id": batch_id, "event_id": MISSING, "first_pulse_index": 0, "last_pulse_index": 0}
@@ -218,7 +219,7 @@ def _put_back(table, left_out, batch_id) -> pd.DataFrame:
     both = pd.concat([kept, left_out]).sort_index()
     return both.astype({c: np.int64 for c in META_COLUMNS}).reset_index(drop=True)
 
-# %% ../../nbs/41_prepared_files.ipynb #bfe15b04
+# %% ../../nbs/41_prepared_files.ipynb #0ce7ba9f
 def join_prepared(
     tables:list, # from `read_prepared_events`
     folder:Path, # for messages
@@ -232,14 +233,14 @@ def join_prepared(
     refuse(table, duplicated, folder, "event_id", "is there more than once in the wanted files")
     return table
 
-# %% ../../nbs/41_prepared_files.ipynb #f6b330b9
+# %% ../../nbs/41_prepared_files.ipynb #89bc58b8
 def _with_notes(table) -> pd.DataFrame:
     "Fill the notes of sets that have none."
     notes = {c: table[c].fillna("") if c in table else "" for c in NOTES}
     asked = (table["asked"].eq(True) | table["asked"].isna()) if "asked" in table else True
     return table.assign(**notes, asked=asked)
 
-# %% ../../nbs/41_prepared_files.ipynb #3f6a2a4b
+# %% ../../nbs/41_prepared_files.ipynb #04310d2c
 def named_bad_events(
     path:Path, # an event table
 ) -> pd.DataFrame: # as from `IceCubeDataset.skipped`
@@ -259,7 +260,7 @@ def source_facts(
     files = [p for p in (path, root / f"{split}_meta.parquet") if p.exists()]
     return {p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in files}
 
-# %% ../../nbs/41_prepared_files.ipynb #3310bc2f
+# %% ../../nbs/41_prepared_files.ipynb #84055e82
 def is_prepared(
     target:Path, # event table of the set
     source:dict, # from `source_facts`
