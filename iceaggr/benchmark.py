@@ -52,7 +52,7 @@ def now(device="cpu") -> float: # seconds
     if torch.device(device).type == "cuda": torch.cuda.synchronize(device)
     return time.perf_counter()
 
-# %% ../nbs/51_benchmarks.ipynb #cfe912c1
+# %% ../nbs/51_benchmarks.ipynb #34e70955
 def medians(
     calls:dict, # name -> what to time
     runs:int=5, # rounds that count
@@ -68,7 +68,7 @@ def medians(
             times[name].append(now(device) - start)
     return {name: statistics.median(t[warm:]) for name, t in times.items()}
 
-# %% ../nbs/51_benchmarks.ipynb #4a37d19d
+# %% ../nbs/51_benchmarks.ipynb #b3360018
 @contextmanager
 def one_thread():
     "torch on a single core; numpy uses one anyway for what is done here."
@@ -94,7 +94,7 @@ def matrix_products(
             operations[name] = 2 * n * inputs * outputs
     return calls, operations
 
-# %% ../nbs/51_benchmarks.ipynb #752089f9
+# %% ../nbs/51_benchmarks.ipynb #ca15e62e
 def _product(n, inputs, outputs, device, dtype):
     "A call that multiplies two random matrices."
     shapes = (n, inputs), (outputs, inputs), (n, outputs)
@@ -155,12 +155,12 @@ def events_of_size(
     else: events = frame_to_events(piled(b, n_pulses), len(b.model.t2.sensors))
     return [dict(events[i % len(events)], event_id=torch.tensor(i)) for i in range(n_events)]
 
-# %% ../nbs/51_benchmarks.ipynb #616e6759
+# %% ../nbs/51_benchmarks.ipynb #a23e90a6
 def piled(b:Bench, n_pulses:int) -> pd.DataFrame:
     "One event of this many pulses, as a table."
     return pile_up(b.events, n_pulses, int(min(0.8 * n_pulses, 6.2 * n_pulses ** 0.5, 5_000)))
 
-# %% ../nbs/51_benchmarks.ipynb #898a109b
+# %% ../nbs/51_benchmarks.ipynb #985ed5e2
 def events_frame(events:list) -> pd.DataFrame: # event_id, sensor_id, time [ns], charge [p.e.], auxiliary
     "Events as a table of pulses."
     pulses = np.concatenate([e["pulse_features"].numpy() for e in events])
@@ -215,7 +215,7 @@ def measure_inference(b:Bench) -> dict:
     rows = {f"{n} events": _inference_row(b, n) for n in (max(b.n // 2, 1), b.n)}
     return dict(rows, **rows[f"{b.n} events"])
 
-# %% ../nbs/51_benchmarks.ipynb #ca9c656d
+# %% ../nbs/51_benchmarks.ipynb #301b6d76
 def _inference_row(b, n) -> dict:
     "Seconds, rates and ratios for a batch of n events."
     batch, reference = b.batch(n), to_device(reference_collate(b.events[:n], b.L), b.device)
@@ -256,7 +256,7 @@ def measure_bfloat16(b:Bench) -> dict:
                 mean_difference_degrees=float(between.mean()),
                 largest_difference_degrees=float(between.max()))
 
-# %% ../nbs/51_benchmarks.ipynb #8214f20b
+# %% ../nbs/51_benchmarks.ipynb #02d4daf9
 def _mean_degrees(one, other) -> float:
     return float(torch.rad2deg(angular_error(one, other)).mean())
 
@@ -271,7 +271,7 @@ def measure_training(b:Bench) -> dict:
     t = medians(calls, 1 if b.quick else 3, b.device)
     return dict(seconds=t, ratio=t["dense"] / t["iceaggr"], events_per_s=b.n / t["iceaggr"])
 
-# %% ../nbs/51_benchmarks.ipynb #68563bbc
+# %% ../nbs/51_benchmarks.ipynb #4a99f776
 @torch.no_grad()
 def measure_latency(b:Bench) -> dict:
     "One event of 60 pulses, from its pulses to its direction."
@@ -291,7 +291,7 @@ def training_loader(b:Bench, batch_size:int, steps:int, **options) -> torch.util
     batches = PackedBatches(b.prepared, lists, b.L, perturb)
     return torch.utils.data.DataLoader(batches, batch_size=None, pin_memory=b.cuda, **options)
 
-# %% ../nbs/51_benchmarks.ipynb #722f68cd
+# %% ../nbs/51_benchmarks.ipynb #77be7699
 def measure_waiting(b:Bench) -> dict:
     "Share of a training loop's time that is spent waiting for batches; the first step warms up."
     optimizer, settings, waited, total = b.optimizer(), TrainSettings(), 0.0, 0.0
@@ -316,7 +316,7 @@ def measure_extreme(b:Bench) -> dict:
     per_pulse = t["one"] / len(one) / (t["many"] / len(many))
     return dict(seconds=t, pulses=dict(one=len(one), many=len(many)), ratio=per_pulse)
 
-# %% ../nbs/51_benchmarks.ipynb #a8f63206
+# %% ../nbs/51_benchmarks.ipynb #1ad89927
 def measure_prepare(b:Bench) -> dict:
     "Writing the prepared form, without waiting for the disk, against reading the same file into numpy."
     if b.dataset.prepared:
@@ -364,7 +364,7 @@ def measure_packing(b:Bench) -> dict:
     for n in (10_000, 110_000): cases[f"{n:,} pulses"] = frame_to_events(piled(b, n), len(b.model.t2.sensors))
     return dict(rows=[_packing_row(name, events, b.L) for name, events in cases.items()])
 
-# %% ../nbs/51_benchmarks.ipynb #b0f1781a
+# %% ../nbs/51_benchmarks.ipynb #b66f9015
 def _packing_row(name, events, L) -> dict:
     ours, reference = (collate(events, L)["dom_mask"] for collate in (collate_dom_packing, reference_collate))
     return dict(case=name, events=len(events), pulses=int(ours.sum()), sequences=len(ours),
@@ -381,7 +381,7 @@ def resident_memory(peak:bool=False) -> int: # bytes
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
-# %% ../nbs/51_benchmarks.ipynb #cb83caa9
+# %% ../nbs/51_benchmarks.ipynb #a66c4d79
 def memory_child(
     what:str, # see `memory_call`
     path:str, # pickled table of pulses
@@ -414,7 +414,7 @@ def memory_call(what:str, pulses:pd.DataFrame, preset:str):
             return flat(*padded_events(events))
     raise ValueError(f"unknown measurement {what!r}")
 
-# %% ../nbs/51_benchmarks.ipynb #e0152dea
+# %% ../nbs/51_benchmarks.ipynb #6aac6af5
 def peak_memory(
     b:Bench,
     what:str, # see `memory_call`
@@ -448,7 +448,7 @@ def memory_cases(b:Bench) -> list: # (label, what, table of pulses)
     cases += [("extreme", what, extreme) for what in ("inference", "training")]
     return cases + [("typical", what, typical) for what in ("inference", "training", "reference")]
 
-# %% ../nbs/51_benchmarks.ipynb #5db40f43
+# %% ../nbs/51_benchmarks.ipynb #48d2297c
 def measure_memory(b:Bench) -> dict:
     "Peak memory beyond the imports, one process each."
     rows = []
@@ -463,7 +463,7 @@ def compiled_graphs() -> int:
     "How many graphs torch has compiled so far in this process."
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
-# %% ../nbs/51_benchmarks.ipynb #2027e868
+# %% ../nbs/51_benchmarks.ipynb #a5d49ca3
 @torch.no_grad()
 def cuda_inference(b:Bench) -> dict:
     "Events per second from tensors on the device, for several sizes of batch."
@@ -478,7 +478,7 @@ def cuda_inference(b:Bench) -> dict:
         rates[str(n)] = n / medians({"": run}, 4 * b.runs, b.device, warm=3)[""]
     return dict(events_per_s=rates, best_events_per_s=max(rates.values()))
 
-# %% ../nbs/51_benchmarks.ipynb #4909eb0f
+# %% ../nbs/51_benchmarks.ipynb #4e102c83
 def cuda_loop(b:Bench, step:"callable", batch_size:int) -> dict:
     "A pass over batches from prepared files, after one that compiles what there is to compile."
     workers = dict(num_workers=min(8, os.cpu_count()), persistent_workers=True)
@@ -502,7 +502,7 @@ def cuda_loops(b:Bench) -> dict:
 
     return dict(inference=cuda_loop(b, infer, 512), training=cuda_loop(b, learn, 512))
 
-# %% ../nbs/51_benchmarks.ipynb #0ee26c5d
+# %% ../nbs/51_benchmarks.ipynb #d481db3b
 def cuda_memory(b:Bench) -> dict:
     "Largest memory of the allocator, weights and batch included."
     batch, extreme = b.batch(), pile_up(b.events, 150_000, 2_500)
@@ -510,7 +510,7 @@ def cuda_memory(b:Bench) -> dict:
     for call in calls.values(): _cuda_peak(b, call)     # compiling takes memory of its own
     return {name: _cuda_peak(b, call) for name, call in calls.items()}
 
-# %% ../nbs/51_benchmarks.ipynb #0c32a2db
+# %% ../nbs/51_benchmarks.ipynb #c09c621c
 def _cuda_peak(b, call) -> int: # bytes
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(b.device)
@@ -541,7 +541,7 @@ CUDA_MEASUREMENTS = dict(
     MEASUREMENTS, cuda_inference=cuda_inference, cuda_loops=cuda_loops, cuda_memory=cuda_memory,
     cuda_exactness=cuda_exactness)
 
-# %% ../nbs/51_benchmarks.ipynb #fc42b2d0
+# %% ../nbs/51_benchmarks.ipynb #997df7ef
 WANTED = [     # measure, where it is in the results, at least or at most, aim, unit, size of the unit
     ("collate, prepared files, against the loop", "collate.prepared_ratio", ">=", 40, "x", 1),
     ("collate, prepared files, one core", "collate.prepared_pulses_per_s", ">=", 8, "M pulses/s", 1e6),
@@ -559,7 +559,7 @@ WANTED = [     # measure, where it is in the results, at least or at most, aim, 
     ("prepare against reading the file with pyarrow", "prepare.ratio", "<=", 6, "x", 1),
 ]
 
-# %% ../nbs/51_benchmarks.ipynb #f2c635d4
+# %% ../nbs/51_benchmarks.ipynb #8b0f9707
 CUDA_WANTED = [
     ("inference, tensors on the device", "cuda_inference.best_events_per_s", ">=", 100_000, "events/s", 1),
     ("inference, prepared files", "cuda_loops.inference.events_per_s", ">=", 30_000, "events/s", 1),
@@ -584,7 +584,7 @@ def describe_machine(device="cpu") -> dict: # name, processor, cores, ...
                 bfloat16_hardware=bfloat16, python=platform.python_version(), torch=torch.__version__,
                 iceaggr=__version__)
 
-# %% ../nbs/51_benchmarks.ipynb #ff15ebc8
+# %% ../nbs/51_benchmarks.ipynb #b74c2fba
 def _processor_name(info) -> str: # info: /proc/cpuinfo
     found = re.search(r"model name\s*:\s*(.+)", info)
     if not found: return platform.processor() or platform.machine()
@@ -618,13 +618,13 @@ def run_benchmarks(
     if out and progress: print(f"\nresults in {out}, the figures beside it")
     return results
 
-# %% ../nbs/51_benchmarks.ipynb #aeb52df7
+# %% ../nbs/51_benchmarks.ipynb #43ab6442
 def _describe_run(b) -> dict:
     pulses = sum(len(e["pulse_features"]) for e in b.events)
     return dict(device=b.device, preset=b.preset, quick=b.quick, minutes=0.0, commit=source_commit(),
                 data=b.name, events=b.n, pulses=pulses, model=vars(b.model.settings))
 
-# %% ../nbs/51_benchmarks.ipynb #a49a5f92
+# %% ../nbs/51_benchmarks.ipynb #64409054
 def _chosen_measurements(b, only, progress): # yields name, function
     "The measurements of a device, with a progress bar."
     measurements = CUDA_MEASUREMENTS if b.cuda else CPU_MEASUREMENTS
@@ -633,7 +633,7 @@ def _chosen_measurements(b, only, progress): # yields name, function
         bar.set_postfix_str(name)
         yield name, measurements[name]
 
-# %% ../nbs/51_benchmarks.ipynb #c3eabec4
+# %% ../nbs/51_benchmarks.ipynb #ed48b44e
 def _measure(results, name, measure, b):
     "Keep what a measurement gives, or its error."
     start = time.perf_counter()
@@ -649,14 +649,14 @@ def look_up(results:dict, path:str): # the value, or None
         value = value[key]
     return value
 
-# %% ../nbs/51_benchmarks.ipynb #b50dc074
+# %% ../nbs/51_benchmarks.ipynb #d2c3afde
 def wanted_table(results:dict) -> pd.DataFrame: # measure, measured, wanted, holds
     "Results next to the aims. A quick run says nothing about the aims."
     wanted = WANTED + CUDA_WANTED * results["settings"]["device"].startswith("cuda")
     rows = [_wanted_row(results, *row) for row in wanted]
     return pd.DataFrame([row for row in rows if row], columns=["measure", "measured", "wanted", "holds"])
 
-# %% ../nbs/51_benchmarks.ipynb #04a7b42f
+# %% ../nbs/51_benchmarks.ipynb #fd81ec2f
 def _wanted_row(results, measure, path, sign, aim, unit, size) -> dict|None: # None: not measured
     value = look_up(results, path)
     if value is None and path.split(".")[0] not in results["errors"]: return None
@@ -689,7 +689,7 @@ def packing_table(results:dict) -> pd.DataFrame:
         })
     return pd.DataFrame(rows).round(3)
 
-# %% ../nbs/51_benchmarks.ipynb #d27e5b55
+# %% ../nbs/51_benchmarks.ipynb #c1e1d9bc
 def events_table(results:dict) -> pd.DataFrame:
     "Events per second of T1 + T2 for batches of two sizes."
     rows = []
@@ -699,7 +699,7 @@ def events_table(results:dict) -> pd.DataFrame:
         rows.append({"events per batch": row["events"], **rates})
     return pd.DataFrame(rows)
 
-# %% ../nbs/51_benchmarks.ipynb #fc73fdc6
+# %% ../nbs/51_benchmarks.ipynb #fbcaf325
 def print_results(results:dict):
     "All tables, and what failed."
     s, m = results["settings"], results["machine"]
@@ -722,7 +722,7 @@ def _new_figure(width=6.2, height=3.4, **labels): # figure, axes
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
-# %% ../nbs/51_benchmarks.ipynb #3a21a35c
+# %% ../nbs/51_benchmarks.ipynb #79c443c8
 def plot_throughput(results:dict): # matplotlib figure
     "Events per second against the pulses of an event."
     labels = dict(xlabel="pulses per event", ylabel="events per second")
@@ -751,7 +751,7 @@ def plot_stages(results:dict): # matplotlib figure
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
-# %% ../nbs/51_benchmarks.ipynb #a84c44d3
+# %% ../nbs/51_benchmarks.ipynb #573b1b15
 def _stage_seconds(results) -> dict: # stage -> (ours, reference)
     r = results["measured"]
     reference = r["inference"][f"{results['settings']['events']} events"]["seconds"]
@@ -783,7 +783,7 @@ def plot_memory(results:dict): # matplotlib figure
     figure.legend(loc="outside right upper", frameon=False)
     return figure
 
-# %% ../nbs/51_benchmarks.ipynb #cce139db
+# %% ../nbs/51_benchmarks.ipynb #b35a3c14
 def plot_rates(results:dict): # matplotlib figure
     "Distance to the machine's matrix products."
     r = results["measured"]["rates"]
@@ -813,7 +813,7 @@ def draw_results(results:dict) -> dict: # name -> matplotlib figure
         except KeyError: continue     # a measurement is missing: its error is in the results
     return figures
 
-# %% ../nbs/51_benchmarks.ipynb #a36504eb
+# %% ../nbs/51_benchmarks.ipynb #9f7afe27
 def write_numbers(
     results:dict, # from `run_benchmarks`
     out, # JSON file
@@ -821,7 +821,7 @@ def write_numbers(
     "Write the results so far."
     with atomic_write(Path(out)) as part: part.write_text(json.dumps(results, indent=1) + "\n")
 
-# %% ../nbs/51_benchmarks.ipynb #feca3ea4
+# %% ../nbs/51_benchmarks.ipynb #5a85b20b
 def write_results(
     results:dict, # from `run_benchmarks`
     out, # JSON file
