@@ -208,6 +208,7 @@ def test_readme_holds_text_pictures_and_links_from_the_top_level():
         "![x](nbs/images/x.svg) [how](HOW.md)",
         '<source srcset="nbs/images/x_dark.svg"><img src="nbs/images/x.svg">',
         "![Errors.](nbs/images/errors.png)",
+        "*Errors.*",
         "| a |\n",
     ]
     assert figures == {"errors.png": b"picture", "front.png": b"picture"}

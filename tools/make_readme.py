@@ -34,7 +34,7 @@ def shown(cell):
         if "image/png" in data:
             name, caption = f"{directive(source, 'label')}.png", directive(source, "fig-cap")
             figures[name] = base64.b64decode("".join(data["image/png"]))
-            parts.append(f"![{caption}](images/{name})")
+            parts.append(f"![{caption}](images/{name})\n\n*{caption}*")
         elif "text/markdown" in data:
             parts.append("".join(data["text/markdown"]))
     return ([] if directive(source, "readme") == "false" else parts), figures
