@@ -145,6 +145,24 @@ def test_broken_links_of_the_readme_are_found(tmp_path):
     assert check_docs.readme_faults(tmp_path)[1:] == ["CONTRIBUTING.md: e.svg does not exist"]
 
 
+@pytest.mark.parametrize("code, fault", [
+    ("import os\nfrom a import b", False),
+    ("import os\nx = 1", True),
+    ("import os\nrun()", True),
+    ("#| hide\nimport os\nx = 1", True),
+    ("#| export\nimport os\nx = 1", False),
+    ("#| eval: false\nimport os\nx = 1", False),
+    ('import matplotlib.pyplot as plt\nplt.style.use("iceaggr.figures")', False),
+    ("def f():\n    import os\n    return os.name", False),
+    ("#| hide\nimport nbdev\n\nnbdev.nbdev_export()", False),
+    ("x = 1", False),
+    ("%timeit f()", False),
+])
+def test_imports_with_other_code_are_found(tmp_path, code, fault):
+    write_notebook(tmp_path / "nbs/a.ipynb", code_cell(code))
+    assert len(check_docs.mixed_faults(tmp_path)) == fault
+
+
 def test_names_of_notebooks_that_are_gone_are_found(tmp_path):
     write_notebook(tmp_path / "nbs/a.ipynb", "See 05_packing.", code_cell("x = 1 # 12d has the reason"))
     write_notebook(tmp_path / "nbs/b.ipynb", "See 10_packing, 41a and commit 12d34.")

@@ -59,16 +59,38 @@ def process(root, out): # -> folder of the processed notebooks, faults
     os.chdir(out)
     folder, faults = Path("_proc"), []
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")      # of cells with imports and other code: see mixed_faults
             folder = proc_nbs("nbs", n_workers=0)
     except Exception as error:
         faults.append(f"nbdev cannot process the notebooks: {one_line(error)}")
     finally:
         os.chdir(here)
-    mixed = [str(w.message) for w in caught if "Found cells" in str(w.message)]
-    faults += [one_line(text.replace("See FAQ.", "put the imports in a cell of their own")) for text in mixed]
     return out / folder, faults
+
+
+def is_mixed(code):
+    "Does a cell hold imports and other code? The line that sets the style of the figures may follow imports."
+    if "nbdev_export()" in code: return False
+    if re.search(r"^#\|\s*(export|exports|exporti|exec_doc|eval: *false)\b", code, flags=re.M): return False
+    try:
+        body = ast.parse(code).body
+    except SyntaxError:      # magics
+        return False
+    nodes = [node for statement in body for node in ast.walk(statement)]
+    if not any(isinstance(node, (ast.Import, ast.ImportFrom)) for node in nodes): return False
+    other = [node for node in nodes if isinstance(node, (ast.Expr, ast.Assign))]
+    return any(not ast.unparse(node).startswith("plt.style.use(") for node in other)
+
+
+def mixed_faults(root): # -> faults
+    "Cells with imports and other code, which nbdev runs whenever it makes the pages."
+    faults = []
+    for path in sorted(p for p in (root / "nbs").rglob("*.ipynb") if visible(p, root)):
+        mixed = [code for code in cell_sources(path, "code") if is_mixed(code)]
+        name = path.relative_to(root / "nbs").as_posix()
+        faults += [f"{name}: put the imports in a cell of their own: {code[:60]!r}" for code in mixed]
+    return faults
 
 
 def visible(path, root):
@@ -301,7 +323,8 @@ def all_faults(root): # -> faults
         pages = {p.relative_to(folder): json.loads(p.read_text(encoding="utf-8")) for p in paths}
     settings = (root / "settings.ini").read_text(encoding="utf-8")
     config = dict(re.findall(r"^(doc_host|doc_baseurl) = (\S+)", settings, flags=re.M))
-    faults += sidebar_faults(root) + readme_faults(root) + gone_faults(root) + documentation_faults(root)
+    for check in (sidebar_faults, readme_faults, mixed_faults, gone_faults, documentation_faults):
+        faults += check(root)
     faults += link_faults(pages, root, config["doc_host"] + config["doc_baseurl"])
     for page, notebook in pages.items(): faults += page_faults(page, notebook)
     return faults
