@@ -29,11 +29,11 @@ FLOORS = [
     ["data", "engine.prepare", "display", "line_fit"],
     ["packing", "features", "pooling", "attention", "engine.cpu_attention", "engine.loading"],
     ["dom_transformer", "accumulator", "event_transformer"],
-    ["model"],
+    ["weights", "model"],
     ["simulation.neutrinos", "simulation.light", "simulation.readout", "simulation.dataset"],
-    ["augmentation", "evaluation", "attention_maps"],
+    ["augmentation", "evaluation", "report", "attention_maps"],
     ["engine.checkpoints", "training"],
-    ["benchmark", "browser", "cli"],
+    ["yardsticks", "benchmark", "browser", "cli"],
     ["testing", "studies"],
 ]
 
