@@ -17,7 +17,7 @@ SCRIPT = "plotly.min.js"
 
 
 def figure_html(figure, depth): # figure as stored in a notebook; folders between its page and the script
-    "A figure as HTML that loads the script beside the pages."
+    "A figure as HTML that loads the script next to the pages."
     figure = dict(figure, layout={k: v for k, v in figure["layout"].items() if k != "width"})
     html = plotly.io.to_html(
         {k: figure[k] for k in ("data", "layout", "frames") if k in figure},
