@@ -1,5 +1,5 @@
 # make demo: simulate, train, predict, evaluate; the report is runs/demo/report.html
-# make test: what CI runs
+# make test: what CI runs; make studies and make slow: the rest, which CI runs every night
 # Both make .venv first. PYTHON: the interpreter to make it from (3.11 or 3.12).
 # TORCH_INDEX: where to take torch from, for instance https://download.pytorch.org/whl/cpu for a build without CUDA.
 PYTHON ?= python3
@@ -7,46 +7,60 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 DATA := data/demo
 RUN := runs/demo
+SHIPPED := $(RUN)/pretrained
 MINUTES ?= 4
 
-.PHONY: install demo test notebooks readme docs clean slow audit constraints
+.PHONY: install demo test studies slow notebooks readme docs clean audit constraints
 
 install: .venv/.installed
 
 .venv/.installed: setup.py settings.ini constraints.txt
-	$(PYTHON) -c 'import sys; assert sys.version_info[:2] in ((3, 11), (3, 12)), "Python 3.11 or 3.12 is needed: make PYTHON=python3.12 ..."'
+	$(PYTHON) -c 'import sys; sys.version_info[:2] in ((3, 11), (3, 12)) or \
+	sys.exit("Python 3.11 or 3.12 is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --upgrade pip
 	$(BIN)/pip install -q -c constraints.txt $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) torch
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
-# Each step takes up what an earlier run left: a complete data set is kept, a run is resumed (a finished one is left as it is).
+# Each step continues what an earlier run left: a complete data set is kept, a run is resumed, a finished one stays.
 demo: install
 	$(BIN)/iceaggr simulate --events 20000 --geometry small --out $(DATA)
-	$(BIN)/iceaggr train --data $(DATA) --out $(RUN) --preset small --minutes $(MINUTES) $$(test -f $(RUN)/settings.json && echo --resume)
+	$(BIN)/iceaggr train --data $(DATA) --out $(RUN) --preset small --minutes $(MINUTES) \
+	    $$(test -f $(RUN)/settings.json && echo --resume)
 	$(BIN)/iceaggr predict --run $(RUN) --data $(DATA) --batches last --out $(RUN)/predictions.parquet
-	$(BIN)/iceaggr predict --run small --data $(DATA) --batches last --out $(RUN)/pretrained/predictions.parquet
+	$(BIN)/iceaggr predict --run small --data $(DATA) --batches last --out $(SHIPPED)/predictions.parquet
 	@echo "the model trained here:"
 	@$(BIN)/iceaggr evaluate --predictions $(RUN)/predictions.parquet --data $(DATA) --out $(RUN)
-	@echo "the model that comes with the package:"
-	@$(BIN)/iceaggr evaluate --predictions $(RUN)/pretrained/predictions.parquet --data $(DATA) --out $(RUN)/pretrained
-	$(BIN)/iceaggr display --data $(DATA) --event brightest --predictions $(RUN)/pretrained/predictions.parquet --out $(RUN)/event.html
+	@echo "the pretrained model:"
+	@$(BIN)/iceaggr evaluate --predictions $(SHIPPED)/predictions.parquet --data $(DATA) --out $(SHIPPED)
+	$(BIN)/iceaggr display --data $(DATA) --event brightest --predictions $(SHIPPED)/predictions.parquet \
+	    --out $(RUN)/event.html
 
 test: install
 	PATH=$(CURDIR)/$(BIN):$$PATH bash .ci/check
+
+# The notebooks of the studies: a nightly workflow runs them.
+studies: install
+	PATH=$(CURDIR)/$(BIN):$$PATH OMP_NUM_THREADS=1 MPLBACKEND=agg nbdev_test --path nbs/studies --n_workers 2
 
 # The tests that take minutes: a nightly workflow runs them.
 slow: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -rs tests
 
-# Known vulnerabilities of the pinned versions. Where the service that knows them cannot be asked, it says so; on a CI server that is a failure.
+# Known vulnerabilities of the pinned versions. Without the service that lists them nothing is audited; on a CI
+# server that is a failure.
 AUDIT ?= $(BIN)/pip-audit
+NO_ANSWER := "could not be audited|not found on PyPI|connection|max retries|name resolution|timed out|proxy"
 audit:
-	@command -v $(AUDIT) >/dev/null || { echo "pip-audit is not installed: pip install pip-audit, or make audit AUDIT=/path/to/pip-audit" >&2; exit 1; }
+	@command -v $(AUDIT) >/dev/null || { \
+	    echo "pip-audit is not installed: pip install pip-audit, or make audit AUDIT=/path/to/pip-audit" >&2; \
+	    exit 1; }
 	@$(AUDIT) --strict -r constraints.txt --no-deps --disable-pip > .audit 2>&1; code=$$?; tail -n 20 .audit; \
-	if [ $$code -ne 0 ] && grep -qiE "could not be audited|not found on PyPI|connection|max retries|name resolution|timed out|proxy" .audit; then \
-	echo "NOT AUDITED: the service that knows vulnerabilities could not be asked"; code=$${CI:+1}; fi; rm -f .audit; exit $${code:-0}
+	if [ $$code -ne 0 ] && grep -qiE $(NO_ANSWER) .audit; then \
+	    echo "NOT AUDITED: the service that lists vulnerabilities did not answer"; code=$${CI:+1}; \
+	fi; \
+	rm -f .audit; exit $${code:-0}
 
 # The newest versions within the bounds of settings.ini, into constraints.txt; then `make test`.
 constraints:
@@ -62,7 +76,10 @@ readme: install
 # README.md is touched so that nbdev_docs leaves it alone: tools/make_readme.py makes it.
 docs: install
 	$(BIN)/python tools/check_docs.py
-	@command -v quarto >/dev/null || { echo "The pages themselves are made by Quarto, 1.5 or later, which no package registry has: get it from https://quarto.org/docs/get-started and run 'make docs' again. Checked without it: what nbdev makes of every notebook, the sidebar, front matter, internal links, captions, documentation." >&2; exit 1; }
+	@command -v quarto >/dev/null || { \
+	    echo "The checks above passed. Quarto 1.5 or later makes the pages, and no package registry has it:" \
+	        "install it from https://quarto.org/docs/get-started, then run 'make docs' again." >&2; \
+	    exit 1; }
 	touch README.md
 	PATH=$(CURDIR)/$(BIN):$$PATH nbdev_docs
 

@@ -2,9 +2,13 @@
 
     python tools/check_docs.py        (from the top level; exit code 1 and one line for each fault)
 
-nbdev processes a copy of the notebooks as it does for Quarto: imports and exported cells run, and the documentation of each function is made.
-Then: every notebook in the sidebar, in order, and in the table of index.ipynb; front matter with title and description; internal links, pictures and
-anchors that exist; a caption for every figure, no output over 300 kB or with a folder of this machine; docstrings, and a comment for every parameter."""
+nbdev processes a copy of the notebooks as it does for Quarto: imports and exported cells run, and the
+documentation of each function is made. Then these are checked:
+
+- every notebook is in the sidebar, in order; front matter has a title and a description
+- internal links, pictures and anchors exist; no notebook is named that is gone
+- every figure has a caption; no output is over 300 kB or names a folder of this machine
+- every public function has a docstring, and every parameter a comment"""
 import ast
 import json
 import os
@@ -18,61 +22,147 @@ from urllib.parse import unquote
 
 import yaml
 
-LARGEST = 300_000                                             # bytes of an output of a notebook
-MACHINE = re.compile(r"(?<![\w./:-])/(?:home|root|tmp|work|workspace|mnt|Users|var|opt)/[\w.-]+")       # folders of whoever ran the notebook
+LARGEST = 300_000      # bytes of an output of a notebook
 FIGURES = ("image/png", "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json")
-UNNAMED = ("forward", "step", "zero_grad", "state_dict", "load_state_dict", "param_groups")      # torch's own names, explained there
+SKIPPED = (".*", "_proc", "_docs", "runs", "data", "build", "dist", "*.egg-info", "__pycache__")
+
+# Folders of whoever ran the notebook.
+MACHINE = re.compile(r"(?<![\w./:-])/(?:home|root|tmp|work|workspace|mnt|Users|var|opt)/[\w.-]+")
+
+# Torch's own names, explained there.
+UNNAMED = ("forward", "step", "zero_grad", "state_dict", "load_state_dict", "param_groups")
+
+# Names and numbers of notebooks that are gone.
+GONE = re.compile(
+    r"\b(?:00_geometry|01_direction|01a_reading|01b_prepared|02_data|02a_graphnet|03_simulation|03a_comparison"
+    r"|05_packing|05a_features|06_attention|07_dom_transformer|08_accumulator|09_event_transformer"
+    r"|09a_distributed|10_model|10a_augmentation|11_training|12_evaluation|12a_reference|12b_baselines"
+    r"|12c_ablations|12d_pretrained|12e_attention_maps|12f_browser|12g_limit|12h_readout|13_benchmarks|14_cli"
+    r"|14a_faults)\b|(?<![\w.-])(?:0[1-35-9][ab]|10a|12[a-h]|14a)(?![\w-])")
+WRITTEN = (
+    "*.md", "Makefile", "_quarto.yml", ".ci/*", ".github/**/*.yml", "nbs/**/*.ipynb", "nbs/images/*.py",
+    "iceaggr/**/*.md", "iceaggr/**/*.py", "tools/*.py", "tests/**/*.py", "studies/**/*.py",
+    "benchmarks/**/*.py", "data_scripts/*",
+)
+NAMES_GONE = ("tools/check_docs.py", "tests/test_docs.py")      # these files name them to find them
+
+
+def one_line(text):
+    return str(text).replace("\n", " ")[:300]
 
 
 def process(root, out): # -> folder of the processed notebooks, faults
     "A copy of the project at `root` in `out`, processed by nbdev."
-    shutil.copytree(root, out, ignore=shutil.ignore_patterns(".*", "_proc", "_docs", "runs", "data", "build", "dist", "*.egg-info", "__pycache__"), dirs_exist_ok=True)
+    from nbdev.serve import proc_nbs
+    shutil.copytree(root, out, ignore=shutil.ignore_patterns(*SKIPPED), dirs_exist_ok=True)
     here = Path.cwd()
     os.chdir(out)
+    folder, faults = Path("_proc"), []
     try:
-        from nbdev.serve import proc_nbs
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            try: folder, failed = proc_nbs("nbs", n_workers=0), []
-            except Exception as e: folder, failed = Path("_proc"), ["nbdev cannot process the notebooks: " + str(e)[:300].replace("\n", " ")]
-    finally: os.chdir(here)
-    return out / folder, failed + [str(w.message).replace("See FAQ.", "put the imports in a cell of their own").replace("\n", " ")[:300] for w in said if "Found cells" in str(w.message)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")      # of cells with imports and other code: see mixed_faults
+            folder = proc_nbs("nbs", n_workers=0)
+    except Exception as error:
+        faults.append(f"nbdev cannot process the notebooks: {one_line(error)}")
+    finally:
+        os.chdir(here)
+    return out / folder, faults
+
+
+def is_mixed(code):
+    "Does a cell hold imports and other code? The line that sets the style of the figures may follow imports."
+    if "nbdev_export()" in code: return False
+    if re.search(r"^#\|\s*(export|exports|exporti|exec_doc|eval: *false)\b", code, flags=re.M): return False
+    try:
+        body = ast.parse(code).body
+    except SyntaxError:      # magics
+        return False
+    nodes = [node for statement in body for node in ast.walk(statement)]
+    if not any(isinstance(node, (ast.Import, ast.ImportFrom)) for node in nodes): return False
+    other = [node for node in nodes if isinstance(node, (ast.Expr, ast.Assign))]
+    return any(not ast.unparse(node).startswith("plt.style.use(") for node in other)
+
+
+def mixed_faults(root): # -> faults
+    "Cells with imports and other code, which nbdev runs whenever it makes the pages."
+    faults = []
+    for path in sorted(p for p in (root / "nbs").rglob("*.ipynb") if visible(p, root)):
+        mixed = [code for code in cell_sources(path, "code") if is_mixed(code)]
+        name = path.relative_to(root / "nbs").as_posix()
+        faults += [f"{name}: put the imports in a cell of their own: {code[:60]!r}" for code in mixed]
+    return faults
+
+
+def visible(path, root):
+    "Is no folder of the path hidden or made by a tool?"
+    return not any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
+
+
+def sidebar_entries(items):
+    for item in items:
+        if isinstance(item, str): yield item
+        else: yield from sidebar_entries(item["contents"])
 
 
 def sidebar_faults(root): # -> faults
-    "Every notebook once in nbs/sidebar.yml, those of a folder in order of their names; and in the table of index.ipynb."
-    def entries(items):
-        for i in items: yield from ([i] if isinstance(i, str) else entries(i["contents"]))
-    listed = list(entries(yaml.safe_load((root / "nbs/sidebar.yml").read_text())["website"]["sidebar"]["contents"]))
-    have = sorted(p.relative_to(root / "nbs").as_posix() for p in (root / "nbs").rglob("*.ipynb") if not any(x.startswith((".", "_")) for x in p.relative_to(root).parts))
-    table = source((root / "nbs/index.ipynb"))
-    faults = [f"sidebar.yml: {p} is missing" for p in have if p not in listed] + [f"sidebar.yml: {p} does not exist" for p in listed if p not in have]
+    "Every notebook once in nbs/sidebar.yml, those of a folder in order of their numbers."
+    sidebar = yaml.safe_load((root / "nbs/sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]
+    listed, nbs = list(sidebar_entries(sidebar["contents"])), root / "nbs"
+    have = sorted(p.relative_to(nbs).as_posix() for p in nbs.rglob("*.ipynb") if visible(p, root))
+    faults = [f"sidebar.yml: {p} is missing" for p in have if p not in listed]
+    faults += [f"sidebar.yml: {p} does not exist" for p in listed if p not in have]
     faults += [f"sidebar.yml: {p} is listed twice" for p in have if listed.count(p) > 1]
-    for folder in {Path(p).parent for p in listed}:
+    for folder in sorted({Path(p).parent for p in listed}):
         order = [p for p in listed if Path(p).parent == folder and Path(p).name[0].isdigit()]
         if order != sorted(order): faults.append(f"sidebar.yml: {folder}: not in order")
-    return faults + [f"index.ipynb: {p} is not in the table of notebooks" for p in have if p != "index.ipynb" and f"({p})" not in table]
+    return faults
+
+
+def cell_sources(path, *kinds):
+    "Sources of the cells of a notebook."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return ["".join(c["source"]) for c in cells if c["cell_type"] in kinds]
 
 
 def source(path): # -> str
     "The Markdown of a notebook."
-    return "\n".join("".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown")
+    return "\n".join(cell_sources(path, "markdown"))
 
 
 def readme_faults(root): # -> faults
-    "Relative links and pictures of README.md."
-    links = re.findall(r"\]\(([^()\s]+)\)", (root / "README.md").read_text(encoding="utf-8"))
-    return [f"README.md: {t} does not exist" for t in links if not re.match(r"[a-z]+:|#", t) and not (root / t.partition("#")[0]).exists()]
+    "Relative links and pictures of README.md and CONTRIBUTING.md."
+    faults = []
+    for path in (root / "README.md", root / "CONTRIBUTING.md"):
+        if not path.exists(): continue
+        text = re.sub(r"```.*?```|`[^`\n]*`", "", path.read_text(encoding="utf-8"), flags=re.S)
+        links = re.findall(r"\]\(([^()\s]+)\)", text) + re.findall(r'(?:href|src|srcset)="([^"]+)"', text)
+        local = [t for t in links if not re.match(r"[a-z]+:|#", t)]
+        missing = [t for t in local if not (root / t.partition("#")[0]).exists()]
+        faults += [f"{path.name}: {t} does not exist" for t in missing]
+    return faults
+
+
+def gone_faults(root): # -> faults
+    "Names of notebooks that are gone, in prose, code and comments."
+    faults = []
+    for path in sorted({p for pattern in WRITTEN for p in root.glob(pattern)}):
+        name = path.relative_to(root).as_posix()
+        if name in NAMES_GONE or name == "iceaggr/_modidx.py": continue
+        if ".ipynb_checkpoints" in path.parts or not path.is_file(): continue
+        if path.suffix == ".ipynb": text = "\n".join(cell_sources(path, "markdown", "code"))
+        else: text = path.read_text(encoding="utf-8")
+        found = sorted(set(GONE.findall(text)))
+        if found: faults.append(f"{name}: names notebooks that are gone: {', '.join(found)}")
+    return faults
 
 
 def page_text(notebook): # -> str
     "What a page says: Markdown cells and outputs, without code."
     parts = []
-    for c in notebook["cells"]:
-        if c["cell_type"] == "markdown": parts.append("".join(c["source"]))
-        for o in c.get("outputs", []):
-            data = o.get("data", {})
-            if "text/markdown" in data: parts.append("".join(data["text/markdown"]))
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown": parts.append("".join(cell["source"]))
+        for output in cell.get("outputs", []):
+            parts.append("".join(output.get("data", {}).get("text/markdown", "")))
     return re.sub(r"```.*?```", "", "\n\n".join(parts), flags=re.S)
 
 
@@ -81,78 +171,147 @@ def anchors(text): # -> set of names
     found = set(re.findall(r'(?:\{#|id=")([\w.-]+)', text))
     for heading in re.findall(r"^#+ (.+)$", text, flags=re.M):
         name = re.sub(r"[`*\[\]]|\(.*?\)|\{.*?\}", "", heading).strip().lower()
-        found.add(re.sub(r"^[^a-z]+", "", re.sub(r"\s+", "-", re.sub(r"[^\w\s.-]", "", name))))
+        name = re.sub(r"\s+", "-", re.sub(r"[^\w\s.-]", "", name))
+        found.add(re.sub(r"^[^a-z]+", "", name))
     return found
+
+
+def targets(text):
+    "Where the links and pictures of a page lead."
+    body = re.sub(r"`[^`\n]*`", "", text)
+    links = re.findall(r"\]\(<?([^()\s>]+)>?(?:\s+\"[^\"]*\")?\)", body)
+    return links + re.findall(r'(?:href|src|srcset)="([^"]+)"', body)
+
+
+def source_link_fault(match, root):
+    "Does a link to a line of the source on GitHub lead nowhere?"
+    file = root / match[1]
+    return not file.is_file() or int(match[2] or 1) > len(file.read_text(encoding="utf-8").splitlines())
 
 
 def link_faults(pages, root, site): # {path: notebook}, folder of the project, address of the site -> faults
     "Links between pages, to pictures, to anchors and to lines of the source."
-    text = {p: page_text(n) for p, n in pages.items()}
-    names = {p: anchors(t) for p, t in text.items()}
-    by_html = {p.parent / front_matter(n).get("output-file", ""): p for p, n in pages.items()}
+    text = {path: page_text(notebook) for path, notebook in pages.items()}
+    names = {path: anchors(body) for path, body in text.items()}
+    by_html = {path.parent / front_matter(nb).get("output-file", ""): path for path, nb in pages.items()}
     faults = []
     for page, body in text.items():
-        body = re.sub(r"`[^`\n]*`", "", body)
-        for target in re.findall(r"\]\(<?([^()\s>]+)>?(?:\s+\"[^\"]*\")?\)", body) + re.findall(r'(?:href|src)="([^"]+)"', body):
-            if (m := re.match(r"https://github\.com/[\w-]+/iceaggr/blob/\w+/([^#]+)(?:#L(\d+))?$", target)):
-                file = root / m[1]
-                if not file.is_file() or int(m[2] or 1) > len(file.read_text(encoding="utf-8").splitlines()): faults.append(f"{page}: {target} does not exist")
+        for target in targets(body):
+            github = re.match(r"https://github\.com/[\w-]+/iceaggr/blob/\w+/([^#]+)(?:#L(\d+))?$", target)
+            if github:
+                if source_link_fault(github, root): faults.append(f"{page}: {target} does not exist")
                 continue
-            where, _, anchor = unquote(target.removeprefix(site).removeprefix("/") if target.startswith(site) else target).partition("#")
+            on_site = target.startswith(site)
+            local = target.removeprefix(site).removeprefix("/") if on_site else target
+            where, _, anchor = unquote(local).partition("#")
             if re.match(r"[a-z]+:", where): continue
-            path = (Path() if target.startswith(site) else page.parent) / where if where else page
+            path = (Path() if on_site else page.parent) / where if where else page
             path = Path(os.path.normpath(path))
             path = by_html.get(path, path)
-            if path not in pages and not (root / "nbs" / path).exists() and not (where.endswith((".scss", ".yml"))): faults.append(f"{page}: {target} does not exist")
-            elif anchor and path in pages and anchor not in names[path]: faults.append(f"{page}: {target}: {path} has no such heading")
+            exists = path in pages or (root / "nbs" / path).exists() or where.endswith((".scss", ".yml"))
+            if not exists: faults.append(f"{page}: {target} does not exist")
+            elif anchor and path in pages and anchor not in names[path]:
+                faults.append(f"{page}: {target}: {path} has no such heading")
     return faults
 
 
 def front_matter(notebook): # -> dict
     "The YAML that opens a processed notebook; {} where there is none."
     cell = notebook["cells"][0]
-    found = re.fullmatch(r"---\s*\n(.*?)\n---\s*", "".join(cell["source"]).strip(), flags=re.S) if cell["cell_type"] == "raw" else None
+    if cell["cell_type"] != "raw": return {}
+    found = re.fullmatch(r"---\s*\n(.*?)\n---\s*", "".join(cell["source"]).strip(), flags=re.S)
     front = yaml.safe_load(found[1]) if found else {}
     return front if isinstance(front, dict) else {}
 
 
+def output_texts(output):
+    "What an output says in words."
+    yield from (output.get("text", ""), output.get("traceback", ""))
+    for kind, value in output.get("data", {}).items():
+        if kind.startswith("text/"): yield value
+
+
 def page_faults(page, notebook): # path, processed notebook -> faults
     "Title and description, captions of figures, sizes of outputs, folders of the machine in them."
-    faults = [f"{page}: no {what}" for what in ("title", "description", "output-file") if not front_matter(notebook).get(what)]
-    for c in notebook["cells"]:
-        size = max((len(json.dumps(o)) for o in c.get("outputs", [])), default=0)
-        if size > LARGEST: faults.append(f"{page}: an output of {size / 1000:.0f} kB: {''.join(c['source'])[:60]!r}")
-        for o in c.get("outputs", []):
-            for text in (o.get("text", ""), o.get("traceback", ""), *(v for k, v in o.get("data", {}).items() if k.startswith("text/"))):
-                if (m := MACHINE.search("".join(text))): faults.append(f"{page}: an output names {m[0]}, a folder of the machine: {''.join(c['source'])[:60]!r}")
-        drawn = any(k in o.get("data", {}) for o in c.get("outputs", []) for k in FIGURES)
-        if drawn and "fig-cap:" not in "".join(c["source"]): faults.append(f"{page}: a figure has no fig-cap: {''.join(c['source'])[:60]!r}")
+    wanted = ("title", "description", "output-file")
+    faults = [f"{page}: no {what}" for what in wanted if not front_matter(notebook).get(what)]
+    for cell in notebook["cells"]:
+        outputs, code = cell.get("outputs", []), "".join(cell["source"])
+        where = repr(code[:60])
+        size = max((len(json.dumps(output)) for output in outputs), default=0)
+        if size > LARGEST: faults.append(f"{page}: an output of {size / 1000:.0f} kB: {where}")
+        for text in (text for output in outputs for text in output_texts(output)):
+            folder = MACHINE.search("".join(text))
+            if folder: faults.append(f"{page}: an output names {folder[0]}, a folder of the machine: {where}")
+        drawn = any(kind in output.get("data", {}) for output in outputs for kind in FIGURES)
+        if drawn and "fig-cap:" not in code: faults.append(f"{page}: a figure has no fig-cap: {where}")
     return faults
 
 
-def function_faults(f, name, lines, classes, known, path): # ast node, name, source lines, names of classes, of parameters explained elsewhere, path -> faults
-    "A docstring; in a signature of one line types, in others a comment at every parameter that is not explained elsewhere."
-    short = f.args.args and f.body[0].lineno - f.lineno <= 1 or f.body[0].lineno == f.lineno
-    faults = [] if ast.get_docstring(f) or f.name in UNNAMED or f.name == "__init__" or "#" in lines[f.body[0].lineno - 1] + lines[f.lineno - 1] else [f"{path}: {name} has no docstring"]
-    for a in f.args.posonlyargs + f.args.args + f.args.kwonlyargs:
-        kind = set(re.findall(r"\w+", ast.unparse(a.annotation))) if a.annotation else set()
-        if a.arg not in ("self", "cls", *known) and not kind & classes and "#" not in lines[a.lineno - 1] and f.name not in UNNAMED and not (short and a.annotation):
-            faults.append(f"{path}: {name}: parameter {a.arg} has no comment")
-    return faults
+def lacks_docstring(function, lines):
+    "A function without docstring; one of a single line may have a comment instead."
+    if ast.get_docstring(function) or function.name in (*UNNAMED, "__init__"): return False
+    return "#" not in lines[function.body[0].lineno - 1] + lines[function.lineno - 1]
+
+
+def lacks_comment(argument, one_line_signature, lines, classes, known):
+    "A parameter that is explained neither at its place, nor by its class, nor in the list of those known."
+    if argument.arg in ("self", "cls", *known) or "#" in lines[argument.lineno - 1]: return False
+    if one_line_signature and argument.annotation: return False
+    words = re.findall(r"\w+", ast.unparse(argument.annotation)) if argument.annotation else []
+    return not set(words) & classes
+
+
+def function_faults(
+    function,      # ast node
+    name,          # as a reader knows it: `Class.method`
+    lines,         # of the source
+    classes,       # names of the package's classes
+    known,         # parameters that are explained elsewhere
+    path,          # of the notebook
+): # -> faults
+    "A docstring; types in a signature of one line, in others a comment at every parameter."
+    faults = [f"{path}: {name} has no docstring"] if lacks_docstring(function, lines) else []
+    if function.name in UNNAMED: return faults
+    arguments = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+    distance = function.body[0].lineno - function.lineno
+    one_line_signature = distance == 0 or bool(function.args.args) and distance <= 1
+    return faults + [f"{path}: {name}: parameter {a.arg} has no comment" for a in arguments
+                     if lacks_comment(a, one_line_signature, lines, classes, known)]
+
+
+def explained_parameters(root):
+    "Parameters that mean the same everywhere: api.ipynb explains them."
+    rows = re.findall(r"^\| (`.*?`) \|", source(root / "nbs/api.ipynb"), flags=re.M)
+    return [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+
+
+def public_functions(tree):
+    "Functions and methods of a module that others may call, with the names that a reader knows."
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"): yield node, node.name
+        if not isinstance(node, ast.ClassDef) or node.name.startswith("_"): continue
+        for method in node.body:
+            if not isinstance(method, ast.FunctionDef): continue
+            if method.name != "__init__" and method.name.startswith("_"): continue
+            yield method, f"{node.name}.{method.name}"
 
 
 def documentation_faults(root): # -> faults
-    "Public functions, classes and methods of the package."
-    modules = {p: p.read_text(encoding="utf-8") for p in sorted((root / "iceaggr").glob("*.py")) if not p.name.startswith("_")}
-    classes, faults = {n.name for text in modules.values() for n in ast.parse(text).body if isinstance(n, ast.ClassDef)}, []
-    known = [name for row in re.findall(r"^\| (`.*?`) \|", source(root / "nbs/api.ipynb"), flags=re.M) for name in re.findall(r"`(\w+)`", row)]      # parameters that mean the same everywhere are explained there; those whose type is a class of the package, by the class
-    for p, text in modules.items():
-        where = re.search(r"File to edit: \.\./(\S+)\.", text)[1]
-        for n in ast.parse(text).body:
-            if not isinstance(n, (ast.FunctionDef, ast.ClassDef)) or n.name.startswith("_"): continue
-            if isinstance(n, ast.ClassDef) and not ast.get_docstring(n): faults.append(f"{where}: class {n.name} has no docstring")
-            for f, name in [(n, n.name)] if isinstance(n, ast.FunctionDef) else [(m, f"{n.name}.{m.name}") for m in n.body if isinstance(m, ast.FunctionDef)]:
-                if f.name == "__init__" or not f.name.startswith("_"): faults += function_faults(f, name, text.splitlines(), classes, known, where)
+    "Public functions, classes and methods of the package and its subpackages."
+    paths = [p for p in sorted((root / "iceaggr").rglob("*.py")) if not p.name.startswith("_")]
+    texts = [p.read_text(encoding="utf-8") for p in paths]
+    trees = [ast.parse(text) for text in texts]
+    classes = {n.name for tree in trees for n in tree.body if isinstance(n, ast.ClassDef)}
+    known, faults = explained_parameters(root), []
+    for text, tree in zip(texts, trees, strict=True):
+        where = re.search(r"File to edit: (?:\.\./)+(\S+)\.", text)[1]
+        for node in tree.body:
+            public_class = isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+            if public_class and not ast.get_docstring(node):
+                faults.append(f"{where}: class {node.name} has no docstring")
+        for function, name in public_functions(tree):
+            faults += function_faults(function, name, text.splitlines(), classes, known, where)
     return faults
 
 
@@ -160,15 +319,20 @@ def all_faults(root): # -> faults
     "Everything, of the project at `root`."
     with tempfile.TemporaryDirectory() as out:
         folder, faults = process(root, Path(out))
-        pages = {p.relative_to(folder): json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.rglob("*.ipynb"))}
-    config = dict(re.findall(r"^(doc_host|doc_baseurl) = (\S+)", (root / "settings.ini").read_text(), flags=re.M))
-    faults += sidebar_faults(root) + readme_faults(root) + documentation_faults(root) + link_faults(pages, root, config["doc_host"] + config["doc_baseurl"])
+        paths = sorted(folder.rglob("*.ipynb"))
+        pages = {p.relative_to(folder): json.loads(p.read_text(encoding="utf-8")) for p in paths}
+    settings = (root / "settings.ini").read_text(encoding="utf-8")
+    config = dict(re.findall(r"^(doc_host|doc_baseurl) = (\S+)", settings, flags=re.M))
+    for check in (sidebar_faults, readme_faults, mixed_faults, gone_faults, documentation_faults):
+        faults += check(root)
+    faults += link_faults(pages, root, config["doc_host"] + config["doc_baseurl"])
     for page, notebook in pages.items(): faults += page_faults(page, notebook)
     return faults
 
 
 if __name__ == "__main__":
     faults = all_faults(Path.cwd())
-    for f in faults: print(f)
-    print(f"{len(faults)} faults in the site" if faults else "the site's pages, links and documentation are in order")
+    for fault in faults: print(fault)
+    in_order = "the site's pages, links and documentation are in order"
+    print(f"{len(faults)} faults in the site" if faults else in_order)
     sys.exit(bool(faults))

@@ -2,9 +2,9 @@
 
     python tools/check_style.py [nbs/10_packing.ipynb ...]     (none: the whole project)
 
-Notebooks: a title and one line of purpose, a picture within the first three cells that a reader sees, exported cells
-that can be read in one go. Package: no module imports from a floor above its own. README: not too long.
-The width of lines is ruff's to check (ruff.toml)."""
+Notebooks: a title and one line of purpose, a picture within the first three cells that a reader sees, short
+exported cells. Package: no module imports from a floor above its own. README: at most 700 words.
+Ruff checks the width of lines (ruff.toml)."""
 import ast
 import json
 import re
@@ -12,10 +12,16 @@ import statistics
 import sys
 from pathlib import Path
 
-MEDIAN, MOST, LONGEST, CLASS = 12, 30, 60, 80      # lines of exported cells: median; 90 % are shorter; any; named classes
+# Lines of exported cells.
+MEDIAN = 12           # of all of them
+MOST = 30             # 90 % are shorter
+LONGEST = 60          # of any
+LONGEST_CLASS = 80    # of a class that CONTRIBUTING.md names
+LONG_CLASSES = 5      # how many it may name
 README_WORDS = 700
 
-# From the ground up. A module imports from floors below its own, or from modules of its own floor listed before it.
+# From the ground up. A module imports from floors below its own, or from modules of its own floor that are
+# listed before it.
 FLOORS = [
     ["common", "style"],
     ["geometry", "direction", "pulses", "engine.distributed"],
@@ -23,11 +29,11 @@ FLOORS = [
     ["data", "engine.prepare", "display", "line_fit"],
     ["packing", "features", "pooling", "attention", "engine.cpu_attention", "engine.loading"],
     ["dom_transformer", "accumulator", "event_transformer"],
-    ["model"],
+    ["weights", "model"],
     ["simulation.neutrinos", "simulation.light", "simulation.readout", "simulation.dataset"],
-    ["augmentation", "evaluation", "attention_maps"],
+    ["augmentation", "evaluation", "report", "attention_maps"],
     ["engine.checkpoints", "training"],
-    ["benchmark", "browser", "cli"],
+    ["yardsticks", "benchmark", "browser", "cli"],
     ["testing", "studies"],
 ]
 
@@ -60,14 +66,16 @@ def seen(cell):
 
 
 def has_picture(cell):
-    if re.search(r"!\[[^\]]*\]\(|<svg|<picture|<img", source(cell)) and cell["cell_type"] == "markdown": return True
+    if cell["cell_type"] == "markdown":
+        return bool(re.search(r"!\[[^\]]*\]\(|<svg|<picture|<img", source(cell)))
     return any(kind.startswith("image/") for o in cell.get("outputs", []) for kind in o.get("data", {}))
 
 
 def allowed_classes(root):
     "Classes that CONTRIBUTING.md names as long ones that read in one pass."
-    text = (root / "CONTRIBUTING.md").read_text(encoding="utf-8") if (root / "CONTRIBUTING.md").exists() else ""
-    found = re.search(r"<!-- long classes -->(.*?)<!-- end -->", text, re.S)
+    path = root / "CONTRIBUTING.md"
+    if not path.exists(): return []
+    found = re.search(r"<!-- long classes -->(.*?)<!-- end -->", path.read_text(encoding="utf-8"), re.S)
     return re.findall(r"`(\w+)`", found[1]) if found else []
 
 
@@ -75,15 +83,17 @@ def notebook_faults(path, root, long_classes):
     "What is wrong with one notebook, and the lengths of its exported cells."
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     name, faults, lengths = path.relative_to(root).as_posix(), [], []
-    if not re.match(r"# .+\n+> .+", source(cells[0])): faults.append(f"{name}: opens with `# title` and `> one line`")
+    if not re.match(r"# .+\n+> .+", source(cells[0])):
+        faults.append(f"{name}: must open with `# title` and `> one line`")
     visible = [c for c in cells if seen(c)][:3]
-    if not any(has_picture(c) for c in visible): faults.append(f"{name}: no picture within the first three cells")
+    if not any(has_picture(c) for c in visible):
+        faults.append(f"{name}: no picture within the first three cells")
     for cell in cells:
         if not is_export(cell) or only_imports(cell): continue
         n = len(code_lines(cell))
         lengths.append(n)
         what = (re.findall(r"^(?:class|def) (\w+)", source(cell), re.M) or ["a cell"])[0]
-        most = CLASS if what in long_classes else LONGEST
+        most = LONGEST_CLASS if what in long_classes else LONGEST
         if n > most: faults.append(f"{name}: exported cell of {what} has {n} lines, more than {most}")
     return faults, lengths
 
@@ -107,7 +117,9 @@ def floor_faults(root):
         module = ".".join(path.relative_to(root / "iceaggr").with_suffix("").parts)
         if module.split(".")[-1].startswith("_"): continue
         mine = module if module in place else module.split(".")[0]
-        if mine not in place: faults.append(f"{path.name}: module {module} has no floor in tools/check_style.py"); continue
+        if mine not in place:
+            faults.append(f"{path.name}: module {module} has no floor in tools/check_style.py")
+            continue
         for other in imports(path, root):
             other = other if other in place else other.split(".")[0]
             if other in place and other != mine and place[other] > place[mine]:
@@ -124,26 +136,49 @@ def public_names(root):
     return total
 
 
-if __name__ == "__main__":
-    root, long_classes = Path.cwd(), allowed_classes(Path.cwd())
-    chosen = [Path(p).resolve() for p in sys.argv[1:]]
-    notebooks = chosen or sorted(p for p in (root / "nbs").rglob("*.ipynb")
-                                 if not any(x.startswith((".", "_")) for x in p.relative_to(root).parts))
+def project_notebooks(root):
+    "Notebooks of the project, without those made by tools."
+    for path in sorted((root / "nbs").rglob("*.ipynb")):
+        if not any(part.startswith((".", "_")) for part in path.relative_to(root).parts): yield path
+
+
+def length_faults(lengths):
+    "What is wrong with the lengths of the exported cells taken together."
+    if not lengths: return []
+    ordered = sorted(lengths)
+    median, most = statistics.median(ordered), ordered[int(0.9 * (len(ordered) - 1))]
+    longest = f"the longest {ordered[-1]}"
+    print(f"{len(ordered)} exported cells: median {median:g} lines, 90 % up to {most}, {longest}")
+    faults = []
+    if median > MEDIAN: faults.append(f"exported cells have a median of {median:g} lines, more than {MEDIAN}")
+    if most >= MOST: faults.append(f"10 % of the exported cells have {most} lines or more, not under {MOST}")
+    return faults
+
+
+def readme_faults(root):
+    "Is the README short?"
+    text = (root / "README.md").read_text(encoding="utf-8")
+    words = len(re.sub(r"```.*?```|<[^>]+>", " ", text, flags=re.S).split())
+    print(f"README: {words} words; public names: {public_names(root)}")
+    return [f"README.md has {words} words, more than {README_WORDS}"] if words > README_WORDS else []
+
+
+def all_faults(root, chosen=()): # folder of the project; notebooks, all of the project where none is given
+    long_classes = allowed_classes(root)
     faults, lengths = [], []
-    for path in notebooks:
+    for path in chosen or project_notebooks(root):
         if path.name in ("index.ipynb", "api.ipynb"): continue
-        found, n = notebook_faults(path, root, long_classes)
-        faults, lengths = faults + found, lengths + n
-    if lengths:
-        lengths.sort()
-        median, most = statistics.median(lengths), lengths[int(0.9 * (len(lengths) - 1))]
-        print(f"{len(lengths)} exported cells: median {median:g} lines, 90 % up to {most}, the longest {lengths[-1]}")
-        if median > MEDIAN: faults.append(f"exported cells have a median of {median:g} lines, more than {MEDIAN}")
-        if most >= MOST: faults.append(f"a tenth of the exported cells has {most} lines or more; below {MOST} is wanted")
-    if not chosen:
-        words = len(re.sub(r"```.*?```|<[^>]+>", " ", (root / "README.md").read_text(encoding="utf-8"), flags=re.S).split())
-        print(f"README: {words} words; public names: {public_names(root)}")
-        if words > README_WORDS: faults.append(f"README.md has {words} words, more than {README_WORDS}")
-        faults += floor_faults(root)
+        found, cell_lengths = notebook_faults(path, root, long_classes)
+        faults += found
+        lengths += cell_lengths
+    faults += length_faults(lengths)
+    if chosen: return faults
+    if len(long_classes) > LONG_CLASSES:
+        faults.append(f"CONTRIBUTING.md names {len(long_classes)} long classes, more than {LONG_CLASSES}")
+    return faults + readme_faults(root) + floor_faults(root)
+
+
+if __name__ == "__main__":
+    faults = all_faults(Path.cwd(), [Path(p).resolve() for p in sys.argv[1:]])
     for fault in faults: print(fault)
     sys.exit(f"{len(faults)} faults of style" if faults else 0)

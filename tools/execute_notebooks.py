@@ -1,8 +1,8 @@
 """Run notebooks and store their outputs, leaving out what is flagged: `make notebooks` calls this.
 
-    python tools/execute_notebooks.py [nbs/00_geometry.ipynb ...]     (none: all of them)
+    python tools/execute_notebooks.py [nbs/01_geometry.ipynb ...]     (none: all of them)
 
-Cells flagged `eval: false` or with one of the `tst_flags` of settings.ini are not run and keep the outputs they have.
+Cells flagged `eval: false` or with one of the `tst_flags` of settings.ini are not run and keep their outputs.
 A notebook whose run fails is left as it was, and the exit code is 1."""
 import os
 import re
@@ -27,9 +27,12 @@ def execute(path, flags):
     start, nb, shell = time.perf_counter(), read_nb(path), CaptureShell(mpl_format="png")
     here = Path.cwd()
     os.chdir(path.parent)
-    left_out = lambda cell: cell.cell_type == "code" and flagged(cell, flags)
-    for cell in nb.cells:
-        if cell.cell_type == "code" and not left_out(cell): cell.outputs = []      # a cell that says nothing any more would keep what it said
+
+    def left_out(cell):
+        return cell.cell_type == "code" and flagged(cell, flags)
+
+    for cell in nb.cells:      # without this, a cell that prints nothing any more would keep its old output
+        if cell.cell_type == "code" and not left_out(cell): cell.outputs = []
     try:
         shell.run_all(nb, exc_stop=True, preproc=left_out)
     finally:
@@ -40,8 +43,9 @@ def execute(path, flags):
 
 if __name__ == "__main__":
     flags = set(get_config().tst_flags.split())
-    paths = [Path(p).resolve() for p in sys.argv[1:]] or sorted(
-        p for p in Path("nbs").resolve().rglob("*.ipynb") if not p.name.startswith((".", "_")) and ".ipynb_checkpoints" not in p.parts)
+    every = [p for p in Path("nbs").resolve().rglob("*.ipynb")
+             if not p.name.startswith((".", "_")) and ".ipynb_checkpoints" not in p.parts]
+    paths = [Path(p).resolve() for p in sys.argv[1:]] or sorted(every)
     failed = []
     for path in paths:
         pid = os.fork()                     # a process each: no state passes from one notebook to the next

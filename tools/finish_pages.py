@@ -1,7 +1,8 @@
 """Pages as the site shows them, without a network: Quarto runs this in the folder of the processed notebooks.
 
-Quarto leaves out outputs of plotly's own type. Here each gets an HTML form; plotly's script is written once, beside the pages.
-Widgets need a kernel: the site says so in their place. Links that nbdev put inside code are taken out again."""
+Quarto leaves out outputs of plotly's own type. Here each gets an HTML form; plotly's script is written once,
+next to the pages. Widgets need a kernel: the site says so in their place.
+Links that nbdev put inside code are removed."""
 import json
 import re
 import sys
@@ -11,34 +12,48 @@ import plotly.io
 from plotly.offline import get_plotlyjs
 
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
+WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 SCRIPT = "plotly.min.js"
 
 
 def figure_html(figure, depth): # figure as stored in a notebook; folders between its page and the script
-    "A figure as HTML that loads the script beside the pages."
+    "A figure as HTML that loads the script next to the pages."
     figure = dict(figure, layout={k: v for k, v in figure["layout"].items() if k != "width"})
-    html = plotly.io.to_html({k: figure[k] for k in ("data", "layout", "frames") if k in figure}, include_plotlyjs=False, full_html=False, validate=False,
-                             config=dict(displaylogo=False, responsive=True), auto_play=False)
+    html = plotly.io.to_html(
+        {k: figure[k] for k in ("data", "layout", "frames") if k in figure},
+        include_plotlyjs=False, full_html=False, validate=False, auto_play=False,
+        config=dict(displaylogo=False, responsive=True))
     return f'<script src="{"../" * depth}{SCRIPT}"></script>\n<div class="plotly-figure">{html}</div>'
 
 
 def unlink_code(text):
     "Markdown without links inside its blocks of code."
-    return re.sub(r"^```.*?^```", lambda block: re.sub(r"\[(`[^`]+`)\]\([^)]+\)", r"\1", block[0]), text, flags=re.S | re.M)
+    def without_links(block):
+        return re.sub(r"\[(`[^`]+`)\]\([^)]+\)", r"\1", block[0])
+
+    return re.sub(r"^```.*?^```", without_links, text, flags=re.S | re.M)
+
+
+def page_data(data, depth): # data of an output, folders between its page and the script
+    "The data in a form that a page can show; None where they need no change."
+    if PLOTLY in data and "text/html" not in data: return {"text/html": figure_html(data[PLOTLY], depth)}
+    if WIDGET in data: return {"text/markdown": "*Interactive: open this notebook in JupyterLab.*"}
+    text = "".join(data.get("text/markdown", ""))
+    plain = unlink_code(text)
+    return {"text/markdown": plain} if plain != text else None
 
 
 def finish(notebook, depth=0): # dict, folders between its page and the script
     "Give outputs a form that a page can show; True if the notebook changed."
-    changed = not notebook["metadata"].get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", True)
-    if changed: del notebook["metadata"]["widgets"]                 # an empty one would make Quarto load the widgets' scripts from the network
+    widgets = notebook["metadata"].get("widgets", {}).get(WIDGET_STATE, {})
+    changed = not widgets.get("state", True)
+    # An empty state would make Quarto load the widgets' scripts from the network.
+    if changed: del notebook["metadata"]["widgets"]
     for cell in notebook["cells"]:
         for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            if PLOTLY in data and "text/html" not in data: output["data"] = {"text/html": figure_html(data[PLOTLY], depth)}
-            elif WIDGET in data: output["data"] = {"text/markdown": "*Interactive: open this notebook in JupyterLab.*"}
-            elif (text := "".join(data.get("text/markdown", ""))) != (plain := unlink_code(text)): output["data"] = {"text/markdown": plain}
-            else: continue
-            changed = True
+            data = page_data(output.get("data", {}), depth)
+            if data is None: continue
+            output["data"], changed = data, True
     return changed
 
 
@@ -46,5 +61,6 @@ if __name__ == "__main__":
     root = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
     for path in root.rglob("*.ipynb"):
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        if finish(notebook, len(path.relative_to(root).parts) - 1): path.write_text(json.dumps(notebook), encoding="utf-8")
+        changed = finish(notebook, len(path.relative_to(root).parts) - 1)
+        if changed: path.write_text(json.dumps(notebook), encoding="utf-8")
     (root / SCRIPT).write_text(get_plotlyjs(), encoding="utf-8")

@@ -1,4 +1,6 @@
-"""Pin what the project needs, and what that needs in turn, in constraints.txt: the newest versions within the bounds of settings.ini.
+"""Pin what the project needs, and what that needs in turn, in constraints.txt.
+
+The newest versions within the bounds of settings.ini are taken.
 
     make constraints          in a fresh environment; run `make test` with it and commit
     ... --here                the versions of the running environment, without a network
@@ -13,16 +15,22 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-HEAD = """# Every dependency, pinned to the version that this project was tested with: first those named in settings.ini, then what they bring along.
-# `make install` and CI use this file; settings.ini only states the bounds. Written by `make constraints`.
+HEAD = """# Every dependency, pinned to the version that this project was tested with.
+# First those named in settings.ini, then those that they require. Written by `make constraints`.
+# `make install` and CI use this file; settings.ini only states the bounds.
 """
-NOT_PINNED = re.compile(r"(nvidia|cuda|triton|intel|tbb|mkl|pip$|setuptools$|wheel$|iceaggr$)")       # torch pins its own libraries, which differ by machine
+
+# Torch pins its own libraries, which differ from machine to machine.
+NOT_PINNED = re.compile(r"(nvidia|cuda|triton|intel|tbb|mkl|pip$|setuptools$|wheel$|iceaggr$)")
 
 
-def plain(name): return re.sub(r"[-_.]+", "-", name).lower()
+def plain(name):
+    "The name as package registries compare it."
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def direct(): # names with their bounds, as in settings.ini
+def direct():
+    "Names with their bounds, as in settings.ini."
     settings = configparser.ConfigParser()
     settings.read(ROOT / "settings.ini")
     return (settings["DEFAULT"]["requirements"] + " " + settings["DEFAULT"]["dev_requirements"]).split()
@@ -31,24 +39,29 @@ def direct(): # names with their bounds, as in settings.ini
 def needed(name, found):
     "Take up an installed package and what it requires here."
     from packaging.requirements import Requirement
-    try: package = distribution(name)
-    except PackageNotFoundError: return
+    try:
+        package = distribution(name)
+    except PackageNotFoundError:
+        return
     if plain(name) in found or NOT_PINNED.match(plain(name)): return
     found[plain(name)] = package.version.split("+")[0]
     for text in package.requires or ():
         requirement = Requirement(text)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}): needed(requirement.name, found)
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if applies: needed(requirement.name, found)
 
 
 def write():
     "Pin what is installed in the running environment."
-    found, names = {}, [plain(re.split(r"[<>=!~;\[ ]", r)[0]) for r in direct()]
+    found = {}
+    names = [plain(re.split(r"[<>=!~;\[ ]", r)[0]) for r in direct()]
     for name in names: needed(name, found)
     missing = [n for n in names if n not in found]
     if missing: sys.exit(f"not installed: {', '.join(missing)}")
     lines = [f"{n}=={found.pop(n)}" for n in names]
-    (ROOT / "constraints.txt").write_text(HEAD + "\n".join(lines) + "\n\n" + "\n".join(f"{n}=={v}" for n, v in sorted(found.items())) + "\n")
-    print(f"constraints.txt: {len(lines)} named, {len(found)} brought along")
+    indirect = [f"{n}=={v}" for n, v in sorted(found.items())]
+    (ROOT / "constraints.txt").write_text(HEAD + "\n".join([*lines, "", *indirect, ""]), encoding="utf-8")
+    print(f"constraints.txt: {len(lines)} direct, {len(indirect)} indirect requirements")
 
 
 def main():
@@ -56,10 +69,14 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         python = f"{folder}/bin/python"
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        index = ["--no-deps", "--index-url", os.environ["TORCH_INDEX"]] if os.environ.get("TORCH_INDEX") else []
-        subprocess.run([python, "-m", "pip", "install", "-q", *index, next(r for r in direct() if r.startswith("torch"))], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", "packaging", *direct()], check=True)
+        index = os.environ.get("TORCH_INDEX")
+        options = ["--no-deps", "--index-url", index] if index else []
+        torch = next(r for r in direct() if r.startswith("torch"))
+        install = [python, "-m", "pip", "install", "-q"]
+        subprocess.run([*install, *options, torch], check=True)
+        subprocess.run([*install, "packaging", *direct()], check=True)
         subprocess.run([python, __file__, "--here"], check=True)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

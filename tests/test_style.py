@@ -1,0 +1,125 @@
+"""The house rules that can be counted (tools/check_style.py): that the check finds what breaks them."""
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+import check_style  # noqa: E402
+
+TITLE = "# A\n\n> What it is for.\n\n![drawn](images/a.svg)"
+
+
+def markdown(source):
+    return dict(cell_type="markdown", source=source)
+
+
+def code(source, drawn=False):
+    return dict(cell_type="code", source=source, outputs=[dict(data={"image/png": ""})] if drawn else [])
+
+
+@pytest.fixture
+def project(tmp_path):
+    "A folder with an empty project, and a function that writes files into it."
+    def write(name, *content):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(dict(cells=content)) if path.suffix == ".ipynb" else content[0])
+        return path
+
+    write("README.md", "Short.")
+    return tmp_path, write
+
+
+def faults_of(project, *cells, long_classes=()):
+    root, write = project
+    return check_style.notebook_faults(write("nbs/a.ipynb", *cells), root, long_classes)[0]
+
+
+def test_a_notebook_opens_with_title_and_purpose(project):
+    assert faults_of(project, markdown(TITLE)) == []
+    assert ["must open" in fault for fault in faults_of(project, markdown("## A\n\n![x](a.svg)"))] == [True]
+
+
+def test_a_picture_comes_within_the_first_three_cells_that_a_reader_sees(project):
+    title, text = markdown("# A\n\n> B."), markdown("text")
+    hidden, imports = code("#| hide\nx = 1"), code("import os\nfrom a import b")
+    figure = code("plot()", drawn=True)
+    assert faults_of(project, title, hidden, imports, hidden, text, figure) == []
+    assert len(faults_of(project, title, text, text, figure)) == 1
+    assert len(faults_of(project, title, code("y = 1"), code("z = 1"), figure)) == 1
+
+
+def test_long_exported_cells_are_found(project):
+    body = "\n".join(f"    x{i} = {i}  # a comment" for i in range(60))
+    for directive in ("#| export", "#| exporti"):
+        found = faults_of(project, markdown(TITLE), code(f"{directive}\nclass Long:\n{body}"))
+        assert ["exported cell of Long has 61 lines" in fault for fault in found] == [True]
+    assert faults_of(project, markdown(TITLE), code(f"class Long:\n{body}")) == []
+
+
+def test_named_classes_may_be_longer_within_limits(project):
+    def long_class(lines):
+        return code("#| export\nclass Long:\n" + "    x = 1\n\n" * (lines - 1))
+
+    assert faults_of(project, markdown(TITLE), long_class(80), long_classes=["Long"]) == []
+    assert len(faults_of(project, markdown(TITLE), long_class(81), long_classes=["Long"])) == 1
+
+
+def test_long_classes_are_those_named_in_contributing(project):
+    root, write = project
+    assert check_style.allowed_classes(root) == []
+    write("CONTRIBUTING.md", "`Other`\n<!-- long classes -->\n- `One`: why\n- `Two`\n<!-- end -->\n`Three`")
+    assert check_style.allowed_classes(root) == ["One", "Two"]
+    names = " ".join(f"`C{i}`" for i in range(6))
+    write("CONTRIBUTING.md", f"<!-- long classes -->{names}<!-- end -->")
+    assert check_style.all_faults(root) == ["CONTRIBUTING.md names 6 long classes, more than 5"]
+
+
+def test_lengths_taken_together():
+    assert check_style.length_faults([5] * 9 + [29]) == []
+    assert ["median of 13" in fault for fault in check_style.length_faults([13] * 10)] == [True]
+    found = check_style.length_faults([5] * 8 + [30, 30])
+    assert ["30 lines or more" in fault for fault in found] == [True]
+
+
+@pytest.mark.parametrize("module, line, fault", [
+    ("packing", "from .data import x", False),
+    ("packing", "from .model import x", True),
+    ("packing", "from iceaggr.model import x", True),
+    ("packing", "def f():\n    from .training import x", True),
+    ("io/kaggle", "from ..common import x", False),
+    ("io/kaggle", "from ..data import x", True),
+    ("io/kaggle", "from .prepared import x", True),
+    ("io/prepared", "from .kaggle import x", False),
+    ("model", "from .studies.baselines import x", True),
+    ("studies/baselines", "from ..model import x", False),
+])
+def test_imports_from_a_floor_above_are_found(project, module, line, fault):
+    root, write = project
+    write(f"iceaggr/{module}.py", line)
+    assert len(check_style.floor_faults(root)) == fault
+
+
+def test_a_module_without_a_floor_is_found(project):
+    root, write = project
+    write("iceaggr/new.py", "")
+    assert check_style.floor_faults(root) == ["new.py: module new has no floor in tools/check_style.py"]
+
+
+def test_readme_is_short(project):
+    root, write = project
+    write("README.md", "word " * 700 + "```sh\nnot counted\n``` <img not counted>")
+    assert check_style.all_faults(root) == []
+    write("README.md", "word " * 701)
+    assert check_style.all_faults(root) == ["README.md has 701 words, more than 700"]
+
+
+def test_public_names_are_counted_without_those_of_studies(project):
+    root, write = project
+    write("iceaggr/a.py", "__all__ = ['x',\n 'y']")
+    write("iceaggr/io/b.py", "__all__ = ['z']")
+    write("iceaggr/studies/c.py", "__all__ = ['w']")
+    assert check_style.public_names(root) == 3
