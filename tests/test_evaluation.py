@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from iceaggr.evaluation import (
-    bootstrap, check_predictions, evaluate, evaluate_dataset, event_errors, find_events,
+    _bootstrap, check_predictions, evaluate, evaluate_dataset, event_errors, find_events,
     read_predictions, write_report)
 from iceaggr.line_fit import line_fit
 from iceaggr.common import DataError
@@ -55,10 +55,10 @@ def test_baseline_gain(truth):
 
 def test_bootstrap_matches_the_formula():
     x = np.random.default_rng(0).exponential(1, 4000)
-    assert abs(bootstrap(np.mean, x, resamples=400) / (x.std() / math.sqrt(4000)) - 1) < 0.15
-    assert bootstrap(np.mean, x, resamples=50) == bootstrap(np.mean, x, resamples=50)      # seeded
+    assert abs(_bootstrap(np.mean, x, resamples=400) / (x.std() / math.sqrt(4000)) - 1) < 0.15
+    assert _bootstrap(np.mean, x, resamples=50) == _bootstrap(np.mean, x, resamples=50)      # seeded
     big = np.random.default_rng(0).normal(size=500_000)
-    assert abs(bootstrap(np.mean, big, resamples=50) * math.sqrt(500_000) - 1) < 0.35      # scaled from a part
+    assert abs(_bootstrap(np.mean, big, resamples=50) * math.sqrt(500_000) - 1) < 0.35      # scaled from a part
 
 
 @pytest.mark.parametrize("kappa", [1e-3, 1.0, 50.0, 1e5])
@@ -79,7 +79,7 @@ GOOD = pd.DataFrame({"event_id": [5, 6, 7], "azimuth": [0.0, 1, 6], "zenith": [0
 
 BAD = {
     "column": (GOOD.drop(columns="zenith"), "no column zenith"),
-    "duplicate": (GOOD.assign(event_id=[5, 6, 5]), "more than once: 1 rows, first events 5"),
+    "duplicate": (GOOD.assign(event_id=[5, 6, 5]), "duplicated: 1 rows, first events 5"),
     "nan": (GOOD.assign(azimuth=[0, np.nan, 1]), r"1 values of azimuth .* row 1 \(event 6\)"),
     "infinite": (GOOD.assign(zenith=[0, np.inf, 1]), "values of zenith"),
     "text": (GOOD.assign(zenith=["a", "1", "2"]), "values of zenith"),
@@ -124,7 +124,7 @@ def test_events_of_truth_and_predictions(truth):
     with pytest.raises(DataError, match="baseline: 1 of 4 events are missing: 7"):
         event_errors(truth[["event_id", "azimuth", "zenith"]], truth, truth[truth.event_id != 7])
     assert len(event_errors(truth[["event_id", "azimuth", "zenith"]][:2], truth)) == 2
-    with pytest.raises(DataError, match="twice"): event_errors(GOOD, pd.concat([GOOD, GOOD]))
+    with pytest.raises(DataError, match="duplicated"): event_errors(GOOD, pd.concat([GOOD, GOOD]))
 
 
 def test_line_fit_ignores_the_other_events():
