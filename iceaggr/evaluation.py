@@ -30,7 +30,7 @@ from .io.kaggle import UNREADABLE, column_values, data_root, open_parquet, parqu
 from .line_fit import line_fit_events
 from .style import BLUE, GREY, ORANGE
 
-# %% ../nbs/22_evaluation.ipynb #0be7d701
+# %% ../nbs/22_evaluation.ipynb #8846c6f7
 def _truth_columns(path): # truth.parquet
     "Its key columns and its columns of interest; a DataError if one has the wrong type."
     names = open_parquet(path, ["event_id"]).schema_arrow.names
@@ -39,7 +39,7 @@ def _truth_columns(path): # truth.parquet
     open_parquet(path, {*keys, *extra} - {"type"})
     return keys, extra
 
-# %% ../nbs/22_evaluation.ipynb #58ccde47
+# %% ../nbs/22_evaluation.ipynb #5a5a2028
 def _check_keys(table, keys, path):
     "Refuse missing or duplicated keys."
     for key in keys:
@@ -48,7 +48,7 @@ def _check_keys(table, keys, path):
     n = table.duplicated(keys).sum()
     if n: raise DataError(f"{path}: {n:,} events are duplicated; re-download the file")
 
-# %% ../nbs/22_evaluation.ipynb #15399286
+# %% ../nbs/22_evaluation.ipynb #7a0d6116
 def _read_truth(path, batch_ids):
     "The rows of some batches of a truth.parquet, and its key columns."
     keys, extra = _truth_columns(path)
@@ -100,7 +100,7 @@ def _range_faults(frame): # yields bad rows, what is wrong, what to do
     if "kappa" in frame: yield frame.kappa < 0, "kappa is negative", "correct it"
     if "r68" in frame: yield (frame.r68 < 0) | (frame.r68 > 180), "r68 is outside [0, 180]", "give degrees"
 
-# %% ../nbs/22_evaluation.ipynb #ba554d20
+# %% ../nbs/22_evaluation.ipynb #3bbac113
 _REQUIRED, _OPTIONAL = ("event_id", "azimuth", "zenith"), ("kappa", "r68")
 
 def check_predictions(
@@ -122,10 +122,10 @@ def check_predictions(
         if bad.any(): raise DataError(f"{name}: {fault}: {bad.sum():,} rows, first events {first}; {remedy}")
     return frame.astype({"event_id": np.int64})
 
-# %% ../nbs/22_evaluation.ipynb #322943bb
+# %% ../nbs/22_evaluation.ipynb #38332b03
 _NO_TABLE = (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, pa.ArrowException, OSError)
 
-# %% ../nbs/22_evaluation.ipynb #cfabde9e
+# %% ../nbs/22_evaluation.ipynb #dd803f09
 def _read_table(path):
     "The table in a .csv or .parquet file."
     if path.suffix not in (".csv", ".parquet"): raise DataError(f"{path}: give a .csv or .parquet file")
@@ -134,7 +134,7 @@ def _read_table(path):
     except _NO_TABLE as e:
         raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {e}; write it again") from e
 
-# %% ../nbs/22_evaluation.ipynb #10bd572a
+# %% ../nbs/22_evaluation.ipynb #f09a92e7
 def read_predictions(
     path:Path,       # .csv or .parquet
     gaps:bool=False, # leave out events whose prediction is missing
@@ -158,7 +158,7 @@ def _errors(frame, truth): # both in the same order
         "predicted_zenith": frame.zenith.to_numpy(),
     }
 
-# %% ../nbs/22_evaluation.ipynb #5d649e80
+# %% ../nbs/22_evaluation.ipynb #25b4f514
 def _in_order(frame, event_id, name):
     "Rows of predictions in the order of some events."
     missing = event_id[~event_id.isin(frame.event_id)]
@@ -166,7 +166,7 @@ def _in_order(frame, event_id, name):
     if len(missing): raise DataError(f"{name}: {count} are missing: {shorten(missing)}; predict them")
     return frame.set_index("event_id").loc[event_id].reset_index()
 
-# %% ../nbs/22_evaluation.ipynb #d71fb488
+# %% ../nbs/22_evaluation.ipynb #cf04167c
 def event_errors(
     predictions:pd.DataFrame,    # event_id, azimuth, zenith [, kappa] [, r68]
     truth:pd.DataFrame,          # event_id, azimuth, zenith [, n_pulses, n_doms, energy, type]
@@ -200,12 +200,12 @@ def _bootstrap(
     draws = [statistic(values[rng.integers(0, n, m)]) for _ in range(resamples)]
     return np.std(draws, axis=0, ddof=1) * math.sqrt(m / n)
 
-# %% ../nbs/22_evaluation.ipynb #4c362d7f
+# %% ../nbs/22_evaluation.ipynb #e029b61d
 def _location(error):
     "Mean, median and the value that 68 % stay below."
     return error.mean(), *np.quantile(error, [0.5, 0.68])
 
-# %% ../nbs/22_evaluation.ipynb #0b6f6a4e
+# %% ../nbs/22_evaluation.ipynb #cf215e56
 def _location_with_errors(error):
     "The same as a dict, with standard errors."
     names = ("mean_degrees", "median_degrees", "p68_degrees")
@@ -215,7 +215,7 @@ def _location_with_errors(error):
     out["se_mean_rad"] = math.radians(out["se_mean_degrees"])
     return out
 
-# %% ../nbs/22_evaluation.ipynb #ddbc510f
+# %% ../nbs/22_evaluation.ipynb #150437cd
 def summary(
     events:pd.DataFrame, # of `event_errors`
     ending:str="",       # "_baseline" for the baseline
@@ -243,26 +243,26 @@ _LABELS = {
     "type": "type of event",
 }
 
-# %% ../nbs/22_evaluation.ipynb #c2824c5c
+# %% ../nbs/22_evaluation.ipynb #27b2091a
 def _bin_numbers(x, edges): # Series
     "Number of the bin of each value; NaN where the value is unknown."
     number = np.searchsorted(edges, x.to_numpy(), side="right") - 1
     return pd.Series(np.clip(number, 0, len(edges) - 2), x.index).where(x.notna())
 
-# %% ../nbs/22_evaluation.ipynb #1b9156ac
+# %% ../nbs/22_evaluation.ipynb #edc5b822
 def _error_columns(events):
     "The columns of errors by method."
     columns = {"model": "error", "line_fit": "error_baseline"}
     return {method: column for method, column in columns.items() if column in events}
 
-# %% ../nbs/22_evaluation.ipynb #33d762d2
+# %% ../nbs/22_evaluation.ipynb #3057ec98
 def _describe(error):
     "Quantiles, mean and its standard error."
     quantiles = np.quantile(error, [0.16, 0.5, 0.68, 0.84]).tolist()
     out = dict(zip(("p16", "median", "p68", "p84"), quantiles, strict=True))
     return out | {"mean": float(error.mean()), "se_mean": float(error.std() / math.sqrt(len(error)))}
 
-# %% ../nbs/22_evaluation.ipynb #e86fa9cd
+# %% ../nbs/22_evaluation.ipynb #f0cf4c68
 def _binned(
     events:pd.DataFrame, # of `event_errors`
     quantity:str,        # a key of _LABELS
@@ -293,7 +293,7 @@ def _pulls(
     log_outside = -kappa * w + np.log(-np.expm1(-rest)) - np.log(-np.expm1(-2 * kappa))
     return np.sqrt(-2 * np.minimum(log_outside, 0))
 
-# %% ../nbs/22_evaluation.ipynb #7f0a291b
+# %% ../nbs/22_evaluation.ipynb #0ba0ae1a
 def _likelihood_scale(
     error:np.ndarray, # angular error [degrees]
     kappa:np.ndarray, # predicted concentration
@@ -315,13 +315,13 @@ def _likelihood_scale(
 # %% ../nbs/22_evaluation.ipynb #70140883
 _COVERAGES = (0.5, 0.68, 0.9)
 
-# %% ../nbs/22_evaluation.ipynb #2c62e67d
+# %% ../nbs/22_evaluation.ipynb #f37911a1
 def _coverage(error, kappa):
     "Share of the events inside their cones, by probability of the cone [%]."
     radii = {f"{100 * p:.0f}": vmf_quantile(kappa, p).rad2deg().numpy() for p in _COVERAGES}
     return {percent: float((error <= radius).mean()) for percent, radius in radii.items()}
 
-# %% ../nbs/22_evaluation.ipynb #fa25edd3
+# %% ../nbs/22_evaluation.ipynb #43a1bcda
 def _r68_tenths(error, r68):
     "Predicted and actual 68 % radius of ten groups of events, from confident to uncertain."
     tenth = np.argsort(np.argsort(r68)) * 10 // len(r68)
@@ -332,7 +332,7 @@ def _r68_tenths(error, r68):
         "actual_r68": float(np.quantile(error[group], 0.68)),
     } for group in groups]
 
-# %% ../nbs/22_evaluation.ipynb #9bae4cfb
+# %% ../nbs/22_evaluation.ipynb #6cec8f6c
 def calibration(
     events:pd.DataFrame, # of `event_errors`
 ) -> dict: # coverage, pulls, likelihood_scale, r68_tenths; empty without kappa and r68
@@ -373,7 +373,7 @@ def metrics_of(
     out["calibration"] = calibration(events)
     return out
 
-# %% ../nbs/22_evaluation.ipynb #32d37093
+# %% ../nbs/22_evaluation.ipynb #d0dbd8d4
 def evaluate(
     predictions:pd.DataFrame,    # event_id, azimuth, zenith [, kappa] [, r68 [degrees]]
     truth,                       # event_id, azimuth, zenith [, n_pulses, n_doms, energy, type], or a data set
@@ -387,7 +387,7 @@ def evaluate(
 _COLOURS = {"model": BLUE, "line_fit": ORANGE}
 _NAMES = {"model": "model", "line_fit": "line fit"}
 
-# %% ../nbs/22_evaluation.ipynb #ab864a70
+# %% ../nbs/22_evaluation.ipynb #01a0a44f
 def _axes(n=1, width=6.4, height=3.8):
     "A figure of n panels in a row, unknown to pyplot."
     from matplotlib.figure import Figure
@@ -396,7 +396,7 @@ def _axes(n=1, width=6.4, height=3.8):
     for ax in axes: ax.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
-# %% ../nbs/22_evaluation.ipynb #d7583c63
+# %% ../nbs/22_evaluation.ipynb #c59bfb96
 def _plain_log(axis, subs=(1, 2, 5)):
     "A logarithmic axis with plain numbers at 1, 2, 5, 10, ..."
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -404,7 +404,7 @@ def _plain_log(axis, subs=(1, 2, 5)):
     axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
     axis.set_minor_formatter(NullFormatter())
 
-# %% ../nbs/22_evaluation.ipynb #f71ef2ea
+# %% ../nbs/22_evaluation.ipynb #5733ab34
 def plot_errors(
     events:pd.DataFrame, # of `event_errors`
 ): # matplotlib Figure
@@ -433,7 +433,7 @@ def _draw_band(ax, x, rows, method):
     ax.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
     ax.plot(x, median, "o-", color=colour, ms=4, label=f"{_NAMES[method]}: median, 16 to 84 %")
 
-# %% ../nbs/22_evaluation.ipynb #2925a7d2
+# %% ../nbs/22_evaluation.ipynb #419fe4eb
 def _draw_counts(ax, x, rows):
     "Number of events of each bin, along the upper edge in two rows."
     style = {"textcoords": "offset points", "ha": "center", "va": "top", "fontsize": 7, "color": GREY}
@@ -441,7 +441,7 @@ def _draw_counts(ax, x, rows):
         offset = (0, -3 - 9 * (i % 2))
         ax.annotate(f"{row['n']:,}", (place, 1), offset, xycoords=("data", "axes fraction"), **style)
 
-# %% ../nbs/22_evaluation.ipynb #6d900692
+# %% ../nbs/22_evaluation.ipynb #0dc7ad57
 def plot_binned(
     metrics:dict,  # of `evaluate`
     quantity:str,  # "n_pulses", "n_doms", "zenith" or "energy"
@@ -467,7 +467,7 @@ def _kind_name(name): # of a type of event in truth.parquet
     names = {"track_through": "through-going track", "track_starting": "starting track"}
     return names.get(name, name.replace("_", " "))
 
-# %% ../nbs/22_evaluation.ipynb #2142c5fc
+# %% ../nbs/22_evaluation.ipynb #de6d3e0d
 def _draw_bar(ax, y, error, colour, labels):
     "Median as a bar, mean as a stroke, both as text."
     median, mean = error["median"], error["mean"]
@@ -475,7 +475,7 @@ def _draw_bar(ax, y, error, colour, labels):
     ax.plot([mean, mean], [y - 0.16, y + 0.16], color="k", lw=1.5, label=labels[1])
     ax.text(max(mean, median), y, f"  {median:.1f}° (mean {mean:.1f}°)", va="center", fontsize=8)
 
-# %% ../nbs/22_evaluation.ipynb #f3d13f57
+# %% ../nbs/22_evaluation.ipynb #42ec5622
 def plot_types(
     metrics:dict, # of `evaluate`, with types
 ): # matplotlib Figure
@@ -509,7 +509,7 @@ def _draw_coverage(ax, pulls, coverage):
     ax.plot([0, 1], [0, 1], "k:", lw=1, label="calibrated")
     ax.set(xlabel="probability of the cone", ylabel="share of events inside", xlim=(0, 1), ylim=(0, 1))
 
-# %% ../nbs/22_evaluation.ipynb #cb8daec0
+# %% ../nbs/22_evaluation.ipynb #952615b1
 def _draw_pulls(ax, pulls):
     "Histogram of the pulls and the Rayleigh distribution."
     edges = np.linspace(0, 6, 61)
@@ -518,7 +518,7 @@ def _draw_pulls(ax, pulls):
     ax.plot(edges, edges * np.exp(-edges ** 2 / 2), "k:", label="calibrated (Rayleigh)")
     ax.set(xlabel="pull", ylabel="density")
 
-# %% ../nbs/22_evaluation.ipynb #dbef07f2
+# %% ../nbs/22_evaluation.ipynb #1dfdfb65
 def _draw_radii(ax, tenths):
     "Actual against predicted 68 % radius of ten groups of events."
     x = [t["predicted_r68"] for t in tenths]
@@ -529,7 +529,7 @@ def _draw_radii(ax, tenths):
     ax.set(xlabel="predicted 68 % radius [degrees]", ylabel="radius that holds 68 % [degrees]")
     for axis in (ax.xaxis, ax.yaxis): _plain_log(axis)
 
-# %% ../nbs/22_evaluation.ipynb #cb796e4b
+# %% ../nbs/22_evaluation.ipynb #291f0f95
 def plot_calibration(
     events:pd.DataFrame, # of `event_errors`, with kappa
     metrics:dict,        # of `evaluate`
@@ -554,7 +554,7 @@ def _draw_angle(figure, ax, true, predicted, name, end):
     ax.set(xticks=ticks, yticks=ticks, aspect="equal")
     _plain_log(figure.colorbar(image, ax=ax, label="events", shrink=0.85).ax.yaxis)
 
-# %% ../nbs/22_evaluation.ipynb #58119599
+# %% ../nbs/22_evaluation.ipynb #82190a7f
 def plot_angles(
     events:pd.DataFrame, # of `event_errors`
 ): # matplotlib Figure
@@ -609,7 +609,7 @@ def _table(head, rows):
     body = "".join(_table_row(row, "td") for row in rows)
     return f'<div class="wide"><table>{_table_row(head, "th")}{body}</table></div>'
 
-# %% ../nbs/22_evaluation.ipynb #76265c1b
+# %% ../nbs/22_evaluation.ipynb #c3b878bd
 _SUMMARY = {
     "mean_degrees": ("mean [°]", 2),
     "mean_rad": ("mean [rad]", 4),
@@ -631,7 +631,7 @@ def _summary_table(metrics):
         rows.append(row)
     return _table(["", *(name for name, _ in _SUMMARY.values())], rows)
 
-# %% ../nbs/22_evaluation.ipynb #0f93f1df
+# %% ../nbs/22_evaluation.ipynb #89435268
 def _bin_name(row, quantity):
     "The name of a bin."
     if "name" in row: return _kind_name(row["name"])
@@ -640,7 +640,7 @@ def _bin_name(row, quantity):
     if quantity == "energy": return f"{low:,.0f} to {high:,.0f}"
     return f"{low:,.0f} or more" if math.isinf(high) else f"{low:,.0f} to {high - 1:,.0f}"
 
-# %% ../nbs/22_evaluation.ipynb #479e7b73
+# %% ../nbs/22_evaluation.ipynb #d26fbe4d
 def _bin_table(metrics, quantity):
     "Errors in bins of a quantity."
     rows = metrics["by"][quantity]
@@ -664,7 +664,7 @@ def _sample_text(metrics):
     if data: text += f" of the data set {html.escape(data['name'])} ({html.escape(data['split'])} split)"
     return text
 
-# %% ../nbs/22_evaluation.ipynb #36b00a3e
+# %% ../nbs/22_evaluation.ipynb #a4eb62bc
 def _gain_text(metrics):
     "The comparison with the line fit."
     gain = metrics["gain"]
@@ -674,7 +674,7 @@ def _gain_text(metrics):
     share = f"the model is closer to the truth in {100 * gain['share_better']:.0f} % of them"
     return f", {difference} than {fit} on the same events; {share}"
 
-# %% ../nbs/22_evaluation.ipynb #4aeb5d67
+# %% ../nbs/22_evaluation.ipynb #fe0c5989
 def _headline(metrics):
     "The first lines: what was measured, on which events, compared with what."
     mean = f'<b class="model">model {metrics["model"]["mean_degrees"]:.2f}°</b>'
@@ -687,12 +687,12 @@ def _headline(metrics):
         text += f" (first: {shorten(metrics['first_missing'])})."
     return text + "</p>"
 
-# %% ../nbs/22_evaluation.ipynb #e56db144
+# %% ../nbs/22_evaluation.ipynb #a2e784ff
 def _tile(name, value, note, style):
     "One large number."
     return f'<div class="tile">{name}<b class="model">{value}</b><span class="{style}">{note}</span></div>'
 
-# %% ../nbs/22_evaluation.ipynb #6b35442e
+# %% ../nbs/22_evaluation.ipynb #e5f3e68a
 def _tiles(metrics):
     "The most important numbers, large."
     model, fit, tiles = metrics["model"], metrics.get("line_fit"), []
@@ -724,14 +724,14 @@ _CAPTIONS = {
     "angles": "Predicted against true angles.",
 }
 
-# %% ../nbs/22_evaluation.ipynb #b6ddac05
+# %% ../nbs/22_evaluation.ipynb #e87e7c5c
 def _png_bytes(figure, dpi=110):
     "A matplotlib figure as PNG."
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
     return buffer.getvalue()
 
-# %% ../nbs/22_evaluation.ipynb #37001359
+# %% ../nbs/22_evaluation.ipynb #a08521a9
 def _figure_html(name, png):
     "An image that carries its own data."
     caption = html.escape(_CAPTIONS.get(name, name.replace("_", " ")))
@@ -739,7 +739,7 @@ def _figure_html(name, png):
     image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
-# %% ../nbs/22_evaluation.ipynb #979e4544
+# %% ../nbs/22_evaluation.ipynb #8d8be9ae
 def _make_figures(
     events:pd.DataFrame, # of `event_errors`
     metrics:dict,        # of `evaluate`
@@ -770,7 +770,7 @@ def _calibration_rows(cal, n):
         ("pulls beyond 3", beyond, expected),
     ]
 
-# %% ../nbs/22_evaluation.ipynb #b32479df
+# %% ../nbs/22_evaluation.ipynb #cdce2410
 _CONE_TEXT = "Each prediction has a cone (r68) that should hold the true direction in 68 % of the events."
 _PULL_TEXT = (
     " A factor below 1: overconfident, often because of outliers; above 1: underconfident. "
@@ -790,12 +790,12 @@ _SUMMARY_TEXT = (
     "Bias across: mean offset along azimuth times sin(zenith). "
     "Line fit: charge-weighted, through the non-auxiliary pulses.")
 
-# %% ../nbs/22_evaluation.ipynb #c88d142f
+# %% ../nbs/22_evaluation.ipynb #6722801b
 def _images_html(images, *names):
     "Some of the images, those that there are."
     return "".join(_figure_html(name, images[name]) for name in names if name in images)
 
-# %% ../nbs/22_evaluation.ipynb #14b644f0
+# %% ../nbs/22_evaluation.ipynb #a5c23d79
 def _errors_html(metrics, images):
     "The sections about errors."
     types = ""
@@ -808,7 +808,7 @@ def _errors_html(metrics, images):
     return f"""<h2>Angular error</h2>{_images_html(images, "errors")}{types}
 <h2>Errors in bins</h2><div class="grid">{grid}</div>{"".join(tables)}"""
 
-# %% ../nbs/22_evaluation.ipynb #d0cf9927
+# %% ../nbs/22_evaluation.ipynb #bf52d4e9
 def _report_html(
     metrics:dict,  # of `evaluate`
     images:dict,   # name: PNG bytes
@@ -827,7 +827,7 @@ def _report_html(
 <h2>Directions</h2>{_images_html(images, "angles", *others)}</body></html>
 """
 
-# %% ../nbs/22_evaluation.ipynb #f776761b
+# %% ../nbs/22_evaluation.ipynb #fce2981a
 def write_report(
     metrics:dict,  # of `evaluate`
     figures:dict,  # name: matplotlib Figure
@@ -859,7 +859,7 @@ def _events_in_piece(piece, wanted, meta): # RecordBatch, sorted ids, path
     if len(lost): raise DataError(f"{meta}: column batch_id, event {lost[0]}: {fault}", "batch_id")
     return pd.DataFrame({"batch_id": batch[here], "event_id": ids[here]})
 
-# %% ../nbs/22_evaluation.ipynb #9f49531a
+# %% ../nbs/22_evaluation.ipynb #82ad92dd
 def find_events(
     meta:Path,             # train_meta.parquet
     event_ids:np.ndarray,  # wanted
@@ -886,14 +886,14 @@ def _batches_of(predictions, root, split, name, on_bad_event):
     if len(unknown): raise DataError(f"{name}: {count} are not in {where}: {shorten(unknown)}; remove them")
     return sorted(int(batch) for batch in found.batch_id.unique())
 
-# %% ../nbs/22_evaluation.ipynb #9c05c8e2
+# %% ../nbs/22_evaluation.ipynb #3eb10276
 def _usable(predictions, dataset):
     "Predictions of events that were not left out as bad."
     bad = predictions.event_id.isin(dataset.skipped.event_id) & ~predictions.event_id.isin(dataset.event_ids)
     if bad.all(): raise DataError(f"{dataset.root}: every predicted event is bad; see skipped.csv")
     return predictions[~bad]
 
-# %% ../nbs/22_evaluation.ipynb #3809f813
+# %% ../nbs/22_evaluation.ipynb #cb58b438
 def _load_events(
     predictions:pd.DataFrame, # checked
     root:Path,                # folder of the data set
@@ -912,7 +912,7 @@ def _load_events(
     truth = truth[has_prediction].reset_index(drop=True).assign(n_doms=fit.n_doms)
     return event_errors(predictions, truth, fit), missing, dataset.skipped
 
-# %% ../nbs/22_evaluation.ipynb #f16fead7
+# %% ../nbs/22_evaluation.ipynb #39b84972
 def _warn(events, missing, name):
     "Warn of events without a prediction, and of predictions that are the truth."
     total = len(events) + len(missing)
@@ -922,7 +922,7 @@ def _warn(events, missing, name):
     if len(events) > 1 and not events.error.any():
         warnings.warn(f"{name}: every error is zero; these may be the true directions", stacklevel=3)
 
-# %% ../nbs/22_evaluation.ipynb #2f16bed2
+# %% ../nbs/22_evaluation.ipynb #1558b5d1
 def evaluate_dataset(
     predictions,         # file (.csv, .parquet) or DataFrame with event_id, azimuth, zenith [, kappa] [, r68]
     root:Path,           # folder of the data set
