@@ -22,7 +22,7 @@ from .direction import angles_to_vector, angular_error, vmf_quantile
 from .io.kaggle import UNREADABLE, open_parquet
 from .style import BLUE, GREY, ORANGE
 
-# %% ../nbs/22_evaluation.ipynb #15d6e716
+# %% ../nbs/22_evaluation.ipynb #c3bffaef
 def _truth_columns(path): # truth.parquet
     "Its key columns and its columns of interest; a DataError if one has the wrong type."
     names = open_parquet(path, ["event_id"]).schema_arrow.names
@@ -31,7 +31,7 @@ def _truth_columns(path): # truth.parquet
     open_parquet(path, {*keys, *extra} - {"type"})
     return keys, extra
 
-# %% ../nbs/22_evaluation.ipynb #d96be646
+# %% ../nbs/22_evaluation.ipynb #56e561c0
 def _check_keys(table, keys, path):
     "Refuse missing or duplicated keys."
     for key in keys:
@@ -40,7 +40,7 @@ def _check_keys(table, keys, path):
     n = table.duplicated(keys).sum()
     if n: raise DataError(f"{path}: {n:,} events are duplicated; re-download the file")
 
-# %% ../nbs/22_evaluation.ipynb #634e454c
+# %% ../nbs/22_evaluation.ipynb #0dea0c51
 def _read_truth(path, batch_ids):
     "The rows of some batches of a truth.parquet, and its key columns."
     keys, extra = _truth_columns(path)
@@ -92,7 +92,7 @@ def _range_faults(frame): # yields bad rows, what is wrong, what to do
     if "kappa" in frame: yield frame.kappa < 0, "kappa is negative", "correct it"
     if "r68" in frame: yield (frame.r68 < 0) | (frame.r68 > 180), "r68 is outside [0, 180]", "give degrees"
 
-# %% ../nbs/22_evaluation.ipynb #da130b8e
+# %% ../nbs/22_evaluation.ipynb #b65157c2
 _REQUIRED, _OPTIONAL = ("event_id", "azimuth", "zenith"), ("kappa", "r68")
 
 def check_predictions(
@@ -114,10 +114,10 @@ def check_predictions(
         if bad.any(): raise DataError(f"{name}: {fault}: {bad.sum():,} rows, first events {first}; {remedy}")
     return frame.astype({"event_id": np.int64})
 
-# %% ../nbs/22_evaluation.ipynb #985a26b6
+# %% ../nbs/22_evaluation.ipynb #4908bbac
 _NO_TABLE = (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, pa.ArrowException, OSError)
 
-# %% ../nbs/22_evaluation.ipynb #4ab5f2c9
+# %% ../nbs/22_evaluation.ipynb #a09f8b6e
 def _read_table(path):
     "The table in a .csv or .parquet file."
     if path.suffix not in (".csv", ".parquet"): raise DataError(f"{path}: give a .csv or .parquet file")
@@ -126,7 +126,7 @@ def _read_table(path):
     except _NO_TABLE as e:
         raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {e}; write it again") from e
 
-# %% ../nbs/22_evaluation.ipynb #2bc2e251
+# %% ../nbs/22_evaluation.ipynb #9bed6ab1
 def read_predictions(
     path:Path,       # .csv or .parquet
     gaps:bool=False, # leave out events whose prediction is missing
@@ -150,7 +150,7 @@ def _errors(frame, truth): # both in the same order
         "predicted_zenith": frame.zenith.to_numpy(),
     }
 
-# %% ../nbs/22_evaluation.ipynb #4b12e11c
+# %% ../nbs/22_evaluation.ipynb #d57bfa05
 def _in_order(frame, event_id, name):
     "Rows of predictions in the order of some events."
     missing = event_id[~event_id.isin(frame.event_id)]
@@ -158,7 +158,7 @@ def _in_order(frame, event_id, name):
     if len(missing): raise DataError(f"{name}: {count} are missing: {shorten(missing)}; predict them")
     return frame.set_index("event_id").loc[event_id].reset_index()
 
-# %% ../nbs/22_evaluation.ipynb #f5d6bad7
+# %% ../nbs/22_evaluation.ipynb #33e179fc
 def event_errors(
     predictions:pd.DataFrame,    # event_id, azimuth, zenith [, kappa] [, r68]
     truth:pd.DataFrame,          # event_id, azimuth, zenith [, n_pulses, n_doms, energy, type]
@@ -192,12 +192,12 @@ def _bootstrap(
     draws = [statistic(values[rng.integers(0, n, m)]) for _ in range(resamples)]
     return np.std(draws, axis=0, ddof=1) * math.sqrt(m / n)
 
-# %% ../nbs/22_evaluation.ipynb #d30b5889
+# %% ../nbs/22_evaluation.ipynb #5dd27413
 def _location(error):
     "Mean, median and the value that 68 % stay below."
     return error.mean(), *np.quantile(error, [0.5, 0.68])
 
-# %% ../nbs/22_evaluation.ipynb #f9f4047d
+# %% ../nbs/22_evaluation.ipynb #019593df
 def _location_with_errors(error):
     "The same as a dict, with standard errors."
     names = ("mean_degrees", "median_degrees", "p68_degrees")
@@ -207,7 +207,7 @@ def _location_with_errors(error):
     out["se_mean_rad"] = math.radians(out["se_mean_degrees"])
     return out
 
-# %% ../nbs/22_evaluation.ipynb #71a631fb
+# %% ../nbs/22_evaluation.ipynb #58d00325
 def summary(
     events:pd.DataFrame, # of `event_errors`
     ending:str="",       # "_baseline" for the baseline
@@ -235,26 +235,26 @@ LABELS = {
     "type": "type of event",
 }
 
-# %% ../nbs/22_evaluation.ipynb #0b9fd0f5
+# %% ../nbs/22_evaluation.ipynb #c5a12223
 def _bin_numbers(x, edges): # Series
     "Number of the bin of each value; NaN where the value is unknown."
     number = np.searchsorted(edges, x.to_numpy(), side="right") - 1
     return pd.Series(np.clip(number, 0, len(edges) - 2), x.index).where(x.notna())
 
-# %% ../nbs/22_evaluation.ipynb #44c08fc9
+# %% ../nbs/22_evaluation.ipynb #780a13a6
 def _error_columns(events):
     "The columns of errors by method."
     columns = {"model": "error", "line_fit": "error_baseline"}
     return {method: column for method, column in columns.items() if column in events}
 
-# %% ../nbs/22_evaluation.ipynb #a81fca17
+# %% ../nbs/22_evaluation.ipynb #fcc8a8e4
 def _describe(error):
     "Quantiles, mean and its standard error."
     quantiles = np.quantile(error, [0.16, 0.5, 0.68, 0.84]).tolist()
     out = dict(zip(("p16", "median", "p68", "p84"), quantiles, strict=True))
     return out | {"mean": float(error.mean()), "se_mean": float(error.std() / math.sqrt(len(error)))}
 
-# %% ../nbs/22_evaluation.ipynb #fb68fc06
+# %% ../nbs/22_evaluation.ipynb #f508725a
 def _binned(
     events:pd.DataFrame, # of `event_errors`
     quantity:str,        # a key of LABELS
@@ -285,7 +285,7 @@ def _pulls(
     log_outside = -kappa * w + np.log(-np.expm1(-rest)) - np.log(-np.expm1(-2 * kappa))
     return np.sqrt(-2 * np.minimum(log_outside, 0))
 
-# %% ../nbs/22_evaluation.ipynb #1cae7190
+# %% ../nbs/22_evaluation.ipynb #8e76fdbc
 def _likelihood_scale(
     error:np.ndarray, # angular error [degrees]
     kappa:np.ndarray, # predicted concentration
@@ -307,13 +307,13 @@ def _likelihood_scale(
 # %% ../nbs/22_evaluation.ipynb #70140883
 _COVERAGES = (0.5, 0.68, 0.9)
 
-# %% ../nbs/22_evaluation.ipynb #fefd76d3
+# %% ../nbs/22_evaluation.ipynb #048c87a1
 def _coverage(error, kappa):
     "Share of the events inside their cones, by probability of the cone [%]."
     radii = {f"{100 * p:.0f}": vmf_quantile(kappa, p).rad2deg().numpy() for p in _COVERAGES}
     return {percent: float((error <= radius).mean()) for percent, radius in radii.items()}
 
-# %% ../nbs/22_evaluation.ipynb #25c01985
+# %% ../nbs/22_evaluation.ipynb #59ba9cf7
 def _r68_tenths(error, r68):
     "Predicted and actual 68 % radius of ten groups of events, from confident to uncertain."
     tenth = np.argsort(np.argsort(r68)) * 10 // len(r68)
@@ -324,7 +324,7 @@ def _r68_tenths(error, r68):
         "actual_r68": float(np.quantile(error[group], 0.68)),
     } for group in groups]
 
-# %% ../nbs/22_evaluation.ipynb #84ec18f0
+# %% ../nbs/22_evaluation.ipynb #a39d21b6
 def calibration(
     events:pd.DataFrame, # of `event_errors`
 ) -> dict: # coverage, pulls, likelihood_scale, r68_tenths; empty without kappa and r68
@@ -365,7 +365,7 @@ def metrics_of(
     out["calibration"] = calibration(events)
     return out
 
-# %% ../nbs/22_evaluation.ipynb #a4418215
+# %% ../nbs/22_evaluation.ipynb #66b8a547
 def evaluate(
     predictions:pd.DataFrame,    # event_id, azimuth, zenith [, kappa] [, r68 [degrees]]
     truth,                       # event_id, azimuth, zenith [, n_pulses, n_doms, energy, type], or a data set
@@ -379,7 +379,7 @@ def evaluate(
 _COLOURS = {"model": BLUE, "line_fit": ORANGE}
 METHOD_NAMES = {"model": "model", "line_fit": "line fit"}
 
-# %% ../nbs/22_evaluation.ipynb #9a3373f3
+# %% ../nbs/22_evaluation.ipynb #c8e7911e
 def _axes(n=1, width=6.4, height=3.8):
     "A figure of n panels in a row, unknown to pyplot."
     from matplotlib.figure import Figure
@@ -388,7 +388,7 @@ def _axes(n=1, width=6.4, height=3.8):
     for ax in axes: ax.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
-# %% ../nbs/22_evaluation.ipynb #0400ec33
+# %% ../nbs/22_evaluation.ipynb #ea1a0092
 def _plain_log(axis, subs=(1, 2, 5)):
     "A logarithmic axis with plain numbers at 1, 2, 5, 10, ..."
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -396,7 +396,7 @@ def _plain_log(axis, subs=(1, 2, 5)):
     axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
     axis.set_minor_formatter(NullFormatter())
 
-# %% ../nbs/22_evaluation.ipynb #e729dff8
+# %% ../nbs/22_evaluation.ipynb #143b695e
 def plot_errors(
     events:pd.DataFrame, # of `event_errors`
 ): # matplotlib Figure
@@ -425,7 +425,7 @@ def _draw_band(ax, x, rows, method):
     ax.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
     ax.plot(x, median, "o-", color=colour, ms=4, label=f"{METHOD_NAMES[method]}: median, 16 to 84 %")
 
-# %% ../nbs/22_evaluation.ipynb #63cdf7b7
+# %% ../nbs/22_evaluation.ipynb #b4b1af6e
 def _draw_counts(ax, x, rows):
     "Number of events of each bin, along the upper edge in two rows."
     style = {"textcoords": "offset points", "ha": "center", "va": "top", "fontsize": 7, "color": GREY}
@@ -433,7 +433,7 @@ def _draw_counts(ax, x, rows):
         offset = (0, -3 - 9 * (i % 2))
         ax.annotate(f"{row['n']:,}", (place, 1), offset, xycoords=("data", "axes fraction"), **style)
 
-# %% ../nbs/22_evaluation.ipynb #545dd28a
+# %% ../nbs/22_evaluation.ipynb #a8e2a259
 def plot_binned(
     metrics:dict,  # of `evaluate`
     quantity:str,  # "n_pulses", "n_doms", "zenith" or "energy"
@@ -459,7 +459,7 @@ def kind_name(name): # of a type of event in truth.parquet
     names = {"track_through": "through-going track", "track_starting": "starting track"}
     return names.get(name, name.replace("_", " "))
 
-# %% ../nbs/22_evaluation.ipynb #420082f4
+# %% ../nbs/22_evaluation.ipynb #bac7c9d3
 def _draw_bar(ax, y, error, colour, labels):
     "Median as a bar, mean as a stroke, both as text."
     median, mean = error["median"], error["mean"]
@@ -467,7 +467,7 @@ def _draw_bar(ax, y, error, colour, labels):
     ax.plot([mean, mean], [y - 0.16, y + 0.16], color="k", lw=1.5, label=labels[1])
     ax.text(max(mean, median), y, f"  {median:.1f}° (mean {mean:.1f}°)", va="center", fontsize=8)
 
-# %% ../nbs/22_evaluation.ipynb #b9d08a68
+# %% ../nbs/22_evaluation.ipynb #5b131ef6
 def plot_types(
     metrics:dict, # of `evaluate`, with types
 ): # matplotlib Figure
@@ -501,7 +501,7 @@ def _draw_coverage(ax, pulls, coverage):
     ax.plot([0, 1], [0, 1], "k:", lw=1, label="calibrated")
     ax.set(xlabel="probability of the cone", ylabel="share of events inside", xlim=(0, 1), ylim=(0, 1))
 
-# %% ../nbs/22_evaluation.ipynb #8569e4d1
+# %% ../nbs/22_evaluation.ipynb #22c7174a
 def _draw_pulls(ax, pulls):
     "Histogram of the pulls and the Rayleigh distribution."
     edges = np.linspace(0, 6, 61)
@@ -510,7 +510,7 @@ def _draw_pulls(ax, pulls):
     ax.plot(edges, edges * np.exp(-edges ** 2 / 2), "k:", label="calibrated (Rayleigh)")
     ax.set(xlabel="pull", ylabel="density")
 
-# %% ../nbs/22_evaluation.ipynb #3df5d0a5
+# %% ../nbs/22_evaluation.ipynb #04c881c9
 def _draw_radii(ax, tenths):
     "Actual against predicted 68 % radius of ten groups of events."
     x = [t["predicted_r68"] for t in tenths]
@@ -521,7 +521,7 @@ def _draw_radii(ax, tenths):
     ax.set(xlabel="predicted 68 % radius [degrees]", ylabel="radius that holds 68 % [degrees]")
     for axis in (ax.xaxis, ax.yaxis): _plain_log(axis)
 
-# %% ../nbs/22_evaluation.ipynb #5628b189
+# %% ../nbs/22_evaluation.ipynb #3b434190
 def plot_calibration(
     events:pd.DataFrame, # of `event_errors`, with kappa
     metrics:dict,        # of `evaluate`
@@ -546,7 +546,7 @@ def _draw_angle(figure, ax, true, predicted, name, end):
     ax.set(xticks=ticks, yticks=ticks, aspect="equal")
     _plain_log(figure.colorbar(image, ax=ax, label="events", shrink=0.85).ax.yaxis)
 
-# %% ../nbs/22_evaluation.ipynb #d09d47e4
+# %% ../nbs/22_evaluation.ipynb #0ba9e79c
 def plot_angles(
     events:pd.DataFrame, # of `event_errors`
 ): # matplotlib Figure

@@ -42,7 +42,7 @@ def _direction(position, time, charge, auxiliary, event, n):
     v[poor] = 0, 0, -1                              # moving down: it came from straight up
     return -v / np.linalg.norm(v, axis=-1, keepdims=True)
 
-# %% ../nbs/05_line_fit.ipynb #b1fffa81
+# %% ../nbs/05_line_fit.ipynb #99c1cb53
 def line_fit(
     pulse_features:np.ndarray,  # (P, 4) time [ns], charge [p.e.], sensor_id, auxiliary; array or tensor
     xyz:np.ndarray,             # (sensors, 3) positions of all sensors [m]
@@ -56,7 +56,7 @@ def line_fit(
     position = np.asarray(xyz, dtype=np.float64)[sensor.astype(np.int64)]
     return _direction(position, time, charge, auxiliary, event, n_events)
 
-# %% ../nbs/05_line_fit.ipynb #77aa78fd
+# %% ../nbs/05_line_fit.ipynb #1285feeb
 def _read_chunk(dataset, part):
     "Pulses (P, 4) of some events, and the number of the event of each pulse (P,)."
     events = [e["pulse_features"].numpy() for e in dataset.__getitems__(part)]
@@ -77,7 +77,7 @@ def _read_chunks(
             yield part, *_read_chunk(dataset, part)
             bar.update(len(part))
 
-# %% ../nbs/05_line_fit.ipynb #e5326659
+# %% ../nbs/05_line_fit.ipynb #80430dfb
 def _hit_doms(pulses, event, n):
     "Number of hit DOMs of each of n events."
     pairs = np.unique(np.stack([event, pulses[:, 2].astype(np.int64)]), axis=1)
@@ -99,14 +99,14 @@ def line_fit_events(
         frames.append(pd.DataFrame(columns | {"n_doms": _hit_doms(pulses, event, len(part))}))
     return pd.concat(frames, ignore_index=True)
 
-# %% ../nbs/05_line_fit.ipynb #21e9110d
+# %% ../nbs/05_line_fit.ipynb #178ceca1
 def _fit_of_bad_events(dataset):
     "Unit vectors of the line fit of the events that were left out."
     pulses = dataset.rescued()
     event_idx = np.repeat(np.arange(len(pulses)), [len(p) for p in pulses])
     return line_fit(np.concatenate(pulses), dataset.geometry.xyz, event_idx, len(pulses))
 
-# %% ../nbs/05_line_fit.ipynb #3bda6e09
+# %% ../nbs/05_line_fit.ipynb #bce9fb35
 def fill_gaps(
     table:pd.DataFrame,      # event_id, azimuth, zenith [rad] and other columns, of `dataset.with_gaps`
     dataset:IceCubeDataset,  # made with on_bad_event="skip"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['evaluate_dataset']
 
-# %% ../nbs/22a_report.ipynb #95ac928b
+# %% ../nbs/22a_report.ipynb #0dc2ba31
 import base64
 import html
 import io
@@ -38,7 +38,7 @@ from .io.bad_events import write_skipped
 from .io.kaggle import column_values, data_root, open_parquet, parquet_rows
 from .line_fit import line_fit_events
 
-# %% ../nbs/22a_report.ipynb #7c1d867c
+# %% ../nbs/22a_report.ipynb #239a8b65
 def _plain(x): # anything of dicts, lists and numbers
     "The same for JSON: NumPy numbers become Python's, NaN and infinities None."
     if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
@@ -46,7 +46,7 @@ def _plain(x): # anything of dicts, lists and numbers
     if isinstance(x, np.generic): x = x.item()
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
-# %% ../nbs/22a_report.ipynb #7294c86f
+# %% ../nbs/22a_report.ipynb #c24882de
 _CSS = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --line: #d8dee6; --page: #ffffff;
   --card: #f4f6f9; --model: #0072b2; --base: #b85f0c }
@@ -71,7 +71,7 @@ th:first-child, td:first-child { text-align: left }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 0 1rem }
 """
 
-# %% ../nbs/22a_report.ipynb #e5f2eb60
+# %% ../nbs/22a_report.ipynb #739e0e2e
 def _table_row(cells, tag):
     "One row of an HTML table."
     return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
@@ -81,7 +81,7 @@ def _table(head, rows):
     body = "".join(_table_row(row, "td") for row in rows)
     return f'<div class="wide"><table>{_table_row(head, "th")}{body}</table></div>'
 
-# %% ../nbs/22a_report.ipynb #cdd802c3
+# %% ../nbs/22a_report.ipynb #bd110312
 _SUMMARY = {
     "mean_degrees": ("mean [°]", 2),
     "mean_rad": ("mean [rad]", 4),
@@ -103,7 +103,7 @@ def _summary_table(metrics):
         rows.append(row)
     return _table(["", *(name for name, _ in _SUMMARY.values())], rows)
 
-# %% ../nbs/22a_report.ipynb #73cd8528
+# %% ../nbs/22a_report.ipynb #5b4b5041
 def _bin_name(row, quantity):
     "The name of a bin."
     if "name" in row: return kind_name(row["name"])
@@ -112,7 +112,7 @@ def _bin_name(row, quantity):
     if quantity == "energy": return f"{low:,.0f} to {high:,.0f}"
     return f"{low:,.0f} or more" if math.isinf(high) else f"{low:,.0f} to {high - 1:,.0f}"
 
-# %% ../nbs/22a_report.ipynb #f0bd8734
+# %% ../nbs/22a_report.ipynb #e7fa73ec
 def _bin_table(metrics, quantity):
     "Errors in bins of a quantity."
     rows = metrics["by"][quantity]
@@ -127,7 +127,7 @@ def _bin_table(metrics, quantity):
         cells.append([_bin_name(row, quantity), f"{row['n']:,}", *values])
     return _table(head, cells)
 
-# %% ../nbs/22a_report.ipynb #d3782f54
+# %% ../nbs/22a_report.ipynb #36637c37
 def _sample_text(metrics):
     "The events that were evaluated."
     batches, data = metrics.get("batches", []), metrics.get("data")
@@ -136,7 +136,7 @@ def _sample_text(metrics):
     if data: text += f" of the data set {html.escape(data['name'])} ({html.escape(data['split'])} split)"
     return text
 
-# %% ../nbs/22a_report.ipynb #9f6b1e1c
+# %% ../nbs/22a_report.ipynb #dfd3b46e
 def _gain_text(metrics):
     "The comparison with the line fit."
     gain = metrics["gain"]
@@ -146,7 +146,7 @@ def _gain_text(metrics):
     share = f"the model is closer to the truth in {100 * gain['share_better']:.0f} % of them"
     return f", {difference} than {fit} on the same events; {share}"
 
-# %% ../nbs/22a_report.ipynb #07a3f446
+# %% ../nbs/22a_report.ipynb #9b554868
 def _headline(metrics):
     "The first lines: what was measured, on which events, compared with what."
     mean = f'<b class="model">model {metrics["model"]["mean_degrees"]:.2f}°</b>'
@@ -159,12 +159,12 @@ def _headline(metrics):
         text += f" (first: {shorten(metrics['first_missing'])})."
     return text + "</p>"
 
-# %% ../nbs/22a_report.ipynb #d0670d58
+# %% ../nbs/22a_report.ipynb #557e03d3
 def _tile(name, value, note, style):
     "One large number."
     return f'<div class="tile">{name}<b class="model">{value}</b><span class="{style}">{note}</span></div>'
 
-# %% ../nbs/22a_report.ipynb #4d1d1ef4
+# %% ../nbs/22a_report.ipynb #c22aa883
 def _tiles(metrics):
     "The most important numbers, large."
     model, fit, tiles = metrics["model"], metrics.get("line_fit"), []
@@ -180,7 +180,7 @@ def _tiles(metrics):
         tiles.append(_tile("inside the 68 % cone", share, "68 % if kappa is calibrated", "soft"))
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
-# %% ../nbs/22a_report.ipynb #820d5600
+# %% ../nbs/22a_report.ipynb #f350e26d
 _BANDS = "bands: 16 to 84 %; small numbers: events of each bin."
 _CAPTIONS = {
     "errors": "Share of events with an error below a value.",
@@ -196,14 +196,14 @@ _CAPTIONS = {
     "angles": "Predicted against true angles.",
 }
 
-# %% ../nbs/22a_report.ipynb #339f495e
+# %% ../nbs/22a_report.ipynb #01dc3e57
 def _png_bytes(figure, dpi=110):
     "A matplotlib figure as PNG."
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
     return buffer.getvalue()
 
-# %% ../nbs/22a_report.ipynb #eb8576e5
+# %% ../nbs/22a_report.ipynb #fdf0058b
 def _figure_html(name, png):
     "An image that carries its own data."
     caption = html.escape(_CAPTIONS.get(name, name.replace("_", " ")))
@@ -211,7 +211,7 @@ def _figure_html(name, png):
     image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
-# %% ../nbs/22a_report.ipynb #4f50b2fe
+# %% ../nbs/22a_report.ipynb #e8a56a24
 def _make_figures(
     events:pd.DataFrame, # of `event_errors`
     metrics:dict,        # of `evaluate`
@@ -225,7 +225,7 @@ def _make_figures(
         figures["calibration"] = plot_calibration(events, metrics)
     return figures | {"angles": plot_angles(events)}
 
-# %% ../nbs/22a_report.ipynb #96bfa78a
+# %% ../nbs/22a_report.ipynb #de43eeb8
 def _calibration_rows(cal, n):
     "Rows of the table of calibration, for n events: quantity, value, value if calibrated."
     rows = []
@@ -242,7 +242,7 @@ def _calibration_rows(cal, n):
         ("pulls beyond 3", beyond, expected),
     ]
 
-# %% ../nbs/22a_report.ipynb #4d02e6ff
+# %% ../nbs/22a_report.ipynb #dce1756a
 _CONE_TEXT = "Each prediction has a cone (r68) that should hold the true direction in 68 % of the events."
 _PULL_TEXT = (
     " A factor below 1: overconfident, often because of outliers; above 1: underconfident. "
@@ -255,19 +255,19 @@ def _calibration_html(cal, n):
     text = _CONE_TEXT + (_PULL_TEXT if "likelihood_scale" in cal else "")
     return _table(["", "measured", "calibrated"], _calibration_rows(cal, n)) + f'<p class="soft">{text}</p>'
 
-# %% ../nbs/22a_report.ipynb #64d6be69
+# %% ../nbs/22a_report.ipynb #871078b5
 _SUMMARY_TEXT = (
     "± are standard errors (bootstrap over events). "
     "68 % below: 68 % of the events have a smaller error. "
     "Bias across: mean offset along azimuth times sin(zenith). "
     "Line fit: charge-weighted, through the non-auxiliary pulses.")
 
-# %% ../nbs/22a_report.ipynb #d7983941
+# %% ../nbs/22a_report.ipynb #8ea87442
 def _images_html(images, *names):
     "Some of the images, those that there are."
     return "".join(_figure_html(name, images[name]) for name in names if name in images)
 
-# %% ../nbs/22a_report.ipynb #7eab86f0
+# %% ../nbs/22a_report.ipynb #eb5ab275
 def _errors_html(metrics, images):
     "The sections about errors."
     types = ""
@@ -280,7 +280,7 @@ def _errors_html(metrics, images):
     return f"""<h2>Angular error</h2>{_images_html(images, "errors")}{types}
 <h2>Errors in bins</h2><div class="grid">{grid}</div>{"".join(tables)}"""
 
-# %% ../nbs/22a_report.ipynb #a3d3996c
+# %% ../nbs/22a_report.ipynb #887e06ba
 def _report_html(
     metrics:dict,  # of `evaluate`
     images:dict,   # name: PNG bytes
@@ -299,7 +299,7 @@ def _report_html(
 <h2>Directions</h2>{_images_html(images, "angles", *others)}</body></html>
 """
 
-# %% ../nbs/22a_report.ipynb #37955a19
+# %% ../nbs/22a_report.ipynb #8d625c58
 def write_report(
     metrics:dict,  # of `evaluate`
     figures:dict,  # name: matplotlib Figure
@@ -319,7 +319,7 @@ def write_report(
     with atomic_write(out / "report.html") as part: part.write_text(page, encoding="utf-8")
     return out / "report.html"
 
-# %% ../nbs/22a_report.ipynb #d6b53c6a
+# %% ../nbs/22a_report.ipynb #0b740a3b
 def _events_in_piece(piece, wanted, meta): # RecordBatch, sorted ids, path
     "The wanted events of one piece of the meta table."
     ids, nameless = column_values(piece, "event_id")
@@ -331,7 +331,7 @@ def _events_in_piece(piece, wanted, meta): # RecordBatch, sorted ids, path
     if len(lost): raise DataError(f"{meta}: column batch_id, event {lost[0]}: {fault}", "batch_id")
     return pd.DataFrame({"batch_id": batch[here], "event_id": ids[here]})
 
-# %% ../nbs/22a_report.ipynb #19b995fc
+# %% ../nbs/22a_report.ipynb #f44cb831
 def find_events(
     meta:Path,             # train_meta.parquet
     event_ids:np.ndarray,  # wanted
@@ -345,7 +345,7 @@ def find_events(
     if found: return pd.concat(found, ignore_index=True)
     return pd.DataFrame({"batch_id": [], "event_id": []}, dtype=np.int64)
 
-# %% ../nbs/22a_report.ipynb #f43e11c6
+# %% ../nbs/22a_report.ipynb #0785feed
 def _batches_of(predictions, root, split, name, on_bad_event):
     "Numbers of the batches that hold the predicted events."
     meta = root / f"{split}_meta.parquet"
@@ -358,14 +358,14 @@ def _batches_of(predictions, root, split, name, on_bad_event):
     if len(unknown): raise DataError(f"{name}: {count} are not in {where}: {shorten(unknown)}; remove them")
     return sorted(int(batch) for batch in found.batch_id.unique())
 
-# %% ../nbs/22a_report.ipynb #20c0c3c5
+# %% ../nbs/22a_report.ipynb #dc330e91
 def _usable(predictions, dataset):
     "Predictions of events that were not left out as bad."
     bad = predictions.event_id.isin(dataset.skipped.event_id) & ~predictions.event_id.isin(dataset.event_ids)
     if bad.all(): raise DataError(f"{dataset.root}: every predicted event is bad; see skipped.csv")
     return predictions[~bad]
 
-# %% ../nbs/22a_report.ipynb #ab956bc6
+# %% ../nbs/22a_report.ipynb #69b8d8af
 def _load_events(
     predictions:pd.DataFrame, # checked
     root:Path,                # folder of the data set
@@ -384,7 +384,7 @@ def _load_events(
     truth = truth[has_prediction].reset_index(drop=True).assign(n_doms=fit.n_doms)
     return event_errors(predictions, truth, fit), missing, dataset.skipped
 
-# %% ../nbs/22a_report.ipynb #4e36bd2e
+# %% ../nbs/22a_report.ipynb #17e50ccb
 def _warn(events, missing, name):
     "Warn of events without a prediction, and of predictions that are the truth."
     total = len(events) + len(missing)
@@ -394,7 +394,7 @@ def _warn(events, missing, name):
     if len(events) > 1 and not events.error.any():
         warnings.warn(f"{name}: every error is zero; these may be the true directions", stacklevel=3)
 
-# %% ../nbs/22a_report.ipynb #1faa7be6
+# %% ../nbs/22a_report.ipynb #bc4709e7
 def evaluate_dataset(
     predictions,         # file (.csv, .parquet) or DataFrame with event_id, azimuth, zenith [, kappa] [, r68]
     root:Path,           # folder of the data set
