@@ -19,7 +19,7 @@ def _real(x):
     if not isinstance(x, Tensor): x = torch.as_tensor(np.array(x))
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
-# %% ../nbs/02_direction.ipynb #c05c7958
+# %% ../nbs/02_direction.ipynb #5c86bd7f
 def angles_to_vector(
     azimuth:Tensor, # (...) [rad]
     zenith:Tensor,  # (...) [rad]
@@ -36,7 +36,7 @@ def _scaled(v):
     up = torch.tensor([0., 0., 1.], dtype=v.dtype, device=v.device)
     return torch.where(scale == 0, up, v / torch.where(scale == 0, 1., scale))
 
-# %% ../nbs/02_direction.ipynb #fe1f70ef
+# %% ../nbs/02_direction.ipynb #125d2b10
 def _length(x, y, z=None):
     "Length of (x, y[, z]) with gradient 0, not 0/0, where it vanishes."
     zero = (x == 0) & (y == 0)
@@ -70,7 +70,7 @@ def angular_error(
     cross = _length(ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx)
     return torch.atan2(cross, (a * b).sum(-1)).clamp(0, math.pi)
 
-# %% ../nbs/02_direction.ipynb #fd6448e6
+# %% ../nbs/02_direction.ipynb #ea55aade
 def angular_error_angles(
     azimuth1:Tensor, # (...) of the first direction [rad]
     zenith1:Tensor,  # (...) [rad]
@@ -80,7 +80,7 @@ def angular_error_angles(
     "Angle between two directions given as angles."
     return angular_error(angles_to_vector(azimuth1, zenith1), angles_to_vector(azimuth2, zenith2))
 
-# %% ../nbs/02_direction.ipynb #0766bba3
+# %% ../nbs/02_direction.ipynb #7589d7b5
 def mean_angular_error(
     azimuth_true, # (B,) numbers, array, tensor or Series [rad]
     zenith_true,  # (B,) [rad]
@@ -108,7 +108,7 @@ def _log_norm(kappa, with_exponent):
     if with_exponent: return torch.where(small, series, closed - large)
     return torch.where(small, series + kappa, closed)
 
-# %% ../nbs/02_direction.ipynb #33a6eb4a
+# %% ../nbs/02_direction.ipynb #6e98840b
 def vmf_log_norm(
     kappa:Tensor, # (...) concentration, 0 or more
 ) -> Tensor: # (...) log of the normalisation [log of 1 / sr]
@@ -152,7 +152,7 @@ def _vmf_w(kappa, probability):
     kappa = kappa.clamp(min=1e-30)
     return (-torch.log1p(probability * torch.expm1(-2 * kappa)) / kappa).clamp(0, 2)
 
-# %% ../nbs/02_direction.ipynb #ba95cbf5
+# %% ../nbs/02_direction.ipynb #44432e47
 def vmf_quantile(
     kappa:Tensor,             # (...) concentration, 0 or more
     probability:float=0.68,   # in [0, 1], a number or a tensor
