@@ -162,7 +162,7 @@ def test_scattering_makes_no_light(distance):
 @pytest.mark.parametrize("s, d", [(100.0, 10.0), (350.0, 80.0), (40.0, 5.0)])
 def test_unscattered_arrival(monkeypatch, s, d):
     "The closed form is the earliest arrival over all points of emission."
-    # with one index for both: a group index above the phase index makes the cone decide, not the earliest time
+    # one index for both: with a larger group index the cone decides, not the earliest time
     monkeypatch.setattr(light, "GROUP_INDEX", light.PHASE_INDEX)
     emission = np.linspace(-200, s, 400_001)
     arrival = (emission + light.PHASE_INDEX * np.hypot(s - emission, d)) / SPEED_OF_LIGHT
