@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'NO_PULSES', 'WEIGHTS_VERSION', 'ModelSettings', 'model_settings', 'event_batches',
            'HierarchicalTransformer', 'predict_parts', 'whole_events', 'read_weights', 'pretrained_folder',
-           'pretrained_names', 'pretrained_path', 'predict_dataset', 'prediction_table', 'save_weights', 'padded_t2',
+           'pretrained_names', 'pretrained_path', 'predict_dataset', 'prediction_table', 'save_weights',
            'padded_vector', 'padded_step']
 
 # %% ../nbs/17_model.ipynb #f9902651
@@ -27,12 +27,11 @@ from tqdm.auto import tqdm
 
 import iceaggr
 from .accumulator import EventAccumulator
-from .attention import padded_block, padded_pool
 from .direction import angles_to_vector, vector_to_angles, vmf_loss, vmf_quantile
 from .dom_transformer import DOMTransformer, padded_t1
 from .engine.distributed import gather_table, rank, same_for_all, contiguous_share, world_size
 from .engine.loading import PackedBatches
-from .event_transformer import EventTransformer
+from .event_transformer import EventTransformer, padded_t2
 from .features import coincident_doms, event_centre, vertex_estimate
 from .geometry import Geometry
 from .io.frames import frame_to_events
@@ -283,28 +282,6 @@ def save_weights(
         part.write_bytes(safetensors_bytes({k: v.detach().cpu().contiguous() for k, v in state.items()}, header))       # its own writing leaves files of other names where it is killed
 
 # %% ../nbs/17_model.ipynb #46badc71
-def padded_t2(
-    t2, # EventTransformer whose weights to use
-    dom_embeddings:Tensor, # (D, C)
-    metadata:dict, # of the batch
-) -> Tensor: # (B, 3) direction times kappa
-    "T2 over events padded to the largest."
-    m, event, B = metadata, metadata["dom_to_event_idx"], len(metadata["event_ids"])
-    sensors, features = t2.sensors[m["sensor_ids"]], m["dom_features"]
-    time, centre = event_time_reference(features[:, 0], features[:, 1], event, B), event_centre(sensors[:, :3], features[:, 1], event, B)
-    source = vertex_estimate(sensors[:, :3], features, event, time, coincident_doms(m["sensor_ids"], features[:, 0], event))
-    x = t2.embed(dom_embeddings) + t2.encoder(sensors, features, time[event], centre[event], source[event])
-    counts = torch.bincount(event, minlength=B)
-    mask = torch.arange(int(counts.max()), device=x.device) < counts[:, None]           # (B, n): DOMs are in order of events
-    padded = x.new_zeros(*mask.shape, x.shape[1])
-    padded[mask] = x
-    first = padded
-    for block in t2.blocks: padded = padded_block(block, padded, lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :]))
-    padded = torch.where((counts == 1)[:, None, None], first, padded)
-    v = t2.head(padded_pool(t2.pool, padded[mask], event, B))
-    length, (factor, power) = v.norm(dim=-1, keepdim=True), t2.calibration.to(v.dtype)
-    return v / length * factor * (length + length ** 2) ** power
-
 def padded_vector(model:HierarchicalTransformer, batch:dict, scores:str="flex") -> Tensor: # (B, 3)
     "T1 and T2 with padding: what `model.vector` gives, the long way."
     return padded_t2(model.t2, padded_t1(model.t1, batch, scores), batch["metadata"])
