@@ -176,7 +176,7 @@ def _write_predictions(table, dataset, out, submission):
     from iceaggr.common import plural
     done, table, notes = len(table), dataset.with_gaps(table), []
     if submission and done < len(table):
-        from iceaggr.evaluation import fill_gaps
+        from iceaggr.line_fit import fill_gaps
         table, up = fill_gaps(table, dataset)
         straight_up = f", {up:,} of them straight up for want of pulses" if up else ""
         notes.append(f"their line fits fill the gaps{straight_up}")
@@ -201,7 +201,7 @@ def _write_table(table, path):
 # %% ../nbs/49_cli.ipynb #3eba3c83
 def evaluate(args):
     "Compare predictions with the truth and with the line fit."
-    from iceaggr.evaluation import evaluate_dataset
+    from iceaggr.report import evaluate_dataset
     if args.on_bad_event == "skip": _spare_data(Path(args.out) / "skipped.csv", args.data)
     report = Path(args.out) / "report.html"
     _make_place(report)
@@ -309,7 +309,7 @@ def _brightest(data, split, batches, on_bad_event): # event_id, its file
 def _batches_of_event(data, split, event): # numbers, or None: it may be among the events that were left out
     "The files that hold an event, without reading all of them."
     from iceaggr.common import DataError
-    from iceaggr.evaluation import find_events
+    from iceaggr.report import find_events
     from iceaggr.io.kaggle import batch_files, in_prepared_form
     from iceaggr.io.prepared import map_arrow
     meta = Path(data) / f"{split}_meta.parquet"

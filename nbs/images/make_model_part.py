@@ -1,4 +1,4 @@
-"""Diagrams of the model's parts: attention, pooling, cpu_attention, dom_transformer, event_transformer (.svg).
+"""Diagrams of the model's parts: attention, pooling, the CPU's layout, T1 and T2.
 
     python nbs/images/make_model_part.py"""
 from pathlib import Path
@@ -19,8 +19,8 @@ def cell(ax, x, y, width, height, colour, edge="white"):
 
 
 def box(ax, x, y, width, words, colour=CARD, ink=INK):
-    shape = FancyBboxPatch((x, y - 0.35), width, 0.7, boxstyle="round,pad=0.04", facecolor=colour, edgecolor=SOFT)
-    ax.add_patch(shape)
+    options = dict(boxstyle="round,pad=0.04", facecolor=colour, edgecolor=SOFT)
+    ax.add_patch(FancyBboxPatch((x, y - 0.35), width, 0.7, **options))
     ax.text(x + width / 2, y, words, ha="center", va="center", fontsize=9, color=ink)
 
 
