@@ -21,6 +21,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import yaml
+from finish_pages import anchors, mend_links, page_text
 
 LARGEST = 300_000      # bytes of an output of a notebook
 FIGURES = ("image/png", "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json")
@@ -30,7 +31,7 @@ SKIPPED = (".*", "_proc", "_docs", "runs", "data", "build", "dist", "*.egg-info"
 MACHINE = re.compile(r"(?<![\w./:-])/(?:home|root|tmp|work|workspace|mnt|Users|var|opt)/[\w.-]+")
 
 # Torch's own names, explained there.
-UNNAMED = ("forward", "step", "zero_grad", "state_dict", "load_state_dict", "param_groups")
+UNNAMED = ("forward", "extra_repr", "step", "zero_grad", "state_dict", "load_state_dict", "param_groups")
 
 # Names and numbers of notebooks that are gone.
 GONE = re.compile(
@@ -80,7 +81,7 @@ def is_mixed(code):
     nodes = [node for statement in body for node in ast.walk(statement)]
     if not any(isinstance(node, (ast.Import, ast.ImportFrom)) for node in nodes): return False
     other = [node for node in nodes if isinstance(node, (ast.Expr, ast.Assign))]
-    return any(not ast.unparse(node).startswith("plt.style.use(") for node in other)
+    return any(not ast.unparse(node).startswith(("plt.style.use(", "pd.set_option(")) for node in other)
 
 
 def mixed_faults(root): # -> faults
@@ -154,26 +155,6 @@ def gone_faults(root): # -> faults
         found = sorted(set(GONE.findall(text)))
         if found: faults.append(f"{name}: names notebooks that are gone: {', '.join(found)}")
     return faults
-
-
-def page_text(notebook): # -> str
-    "What a page says: Markdown cells and outputs, without code."
-    parts = []
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "markdown": parts.append("".join(cell["source"]))
-        for output in cell.get("outputs", []):
-            parts.append("".join(output.get("data", {}).get("text/markdown", "")))
-    return re.sub(r"```.*?```", "", "\n\n".join(parts), flags=re.S)
-
-
-def anchors(text): # -> set of names
-    "Where links may lead within a page: headings as pandoc names them, and explicit ids."
-    found = set(re.findall(r'(?:\{#|id=")([\w.-]+)', text))
-    for heading in re.findall(r"^#+ (.+)$", text, flags=re.M):
-        name = re.sub(r"[`*\[\]]|\(.*?\)|\{.*?\}", "", heading).strip().lower()
-        name = re.sub(r"\s+", "-", re.sub(r"[^\w\s.-]", "", name))
-        found.add(re.sub(r"^[^a-z]+", "", name))
-    return found
 
 
 def targets(text):
@@ -286,15 +267,29 @@ def explained_parameters(root):
     return [name for row in rows for name in re.findall(r"`(\w+)`", row)]
 
 
-def public_functions(tree):
-    "Functions and methods of a module that others may call, with the names that a reader knows."
+def offered_names(tree):
+    "What a module lists in `__all__`; None where it lists nothing."
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"): yield node, node.name
-        if not isinstance(node, ast.ClassDef) or node.name.startswith("_"): continue
-        for method in node.body:
-            if not isinstance(method, ast.FunctionDef): continue
-            if method.name != "__init__" and method.name.startswith("_"): continue
-            yield method, f"{node.name}.{method.name}"
+        is_list = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        if is_list: return ast.literal_eval(node.value)
+    return None
+
+
+def public_functions(tree):
+    "Functions and methods that a module offers, with the names that a reader knows."
+    offered = offered_names(tree)
+    for node in tree.body:
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"): continue
+        if offered is not None and node.name not in offered: continue
+        if isinstance(node, ast.FunctionDef): yield node, node.name
+        else: yield from public_methods(node)
+
+
+def public_methods(node):
+    for method in node.body:
+        if not isinstance(method, ast.FunctionDef): continue
+        hidden = method.name.startswith("_") and method.name != "__init__"
+        if not hidden: yield method, f"{node.name}.{method.name}"
 
 
 def documentation_faults(root): # -> faults
@@ -321,6 +316,7 @@ def all_faults(root): # -> faults
         folder, faults = process(root, Path(out))
         paths = sorted(folder.rglob("*.ipynb"))
         pages = {p.relative_to(folder): json.loads(p.read_text(encoding="utf-8")) for p in paths}
+    mend_links(pages)      # as the site does
     settings = (root / "settings.ini").read_text(encoding="utf-8")
     config = dict(re.findall(r"^(doc_host|doc_baseurl) = (\S+)", settings, flags=re.M))
     for check in (sidebar_faults, readme_faults, mixed_faults, gone_faults, documentation_faults):

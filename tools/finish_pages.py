@@ -2,7 +2,8 @@
 
 Quarto leaves out outputs of plotly's own type. Here each gets an HTML form; plotly's script is written once,
 next to the pages. Widgets need a kernel: the site says so in their place.
-Links that nbdev put inside code are removed."""
+Links that nbdev put inside code are removed. Links to functions that a page does not document (those that the
+package keeps to itself) lead to the page."""
 import json
 import re
 import sys
@@ -34,6 +35,51 @@ def unlink_code(text):
     return re.sub(r"^```.*?^```", without_links, text, flags=re.S | re.M)
 
 
+def page_text(notebook): # -> str
+    "What a page says: Markdown cells and outputs, without code."
+    parts = []
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown": parts.append("".join(cell["source"]))
+        for output in cell.get("outputs", []):
+            parts.append("".join(output.get("data", {}).get("text/markdown", "")))
+    return re.sub(r"```.*?```", "", "\n\n".join(parts), flags=re.S)
+
+
+def anchors(text): # -> set of names
+    "Where links may lead within a page: headings as pandoc names them, and explicit ids."
+    found = set(re.findall(r'(?:\{#|id=")([\w.-]+)', text))
+    for heading in re.findall(r"^#+ (.+)$", text, flags=re.M):
+        name = re.sub(r"[`*\[\]]|\(.*?\)|\{.*?\}", "", heading).strip().lower()
+        name = re.sub(r"\s+", "-", re.sub(r"[^\w\s.-]", "", name))
+        found.add(re.sub(r"^[^a-z]+", "", name))
+    return found
+
+
+def page_name(notebook): # -> str, "" where it has none
+    "The file that Quarto makes of a processed notebook, from its front matter."
+    front = "".join(notebook["cells"][0]["source"]) if notebook["cells"][0]["cell_type"] == "raw" else ""
+    found = re.search(r"^output-file: *(\S+)", front, flags=re.M)
+    return found[1] if found else ""
+
+
+def mend_links(notebooks): # {path: processed notebook}, changed in place
+    "Links that nbdev made of names that their page does not document lead to the page."
+    documented = {}
+    for path, notebook in notebooks.items():
+        name = (path.parent / page_name(notebook)).as_posix().removeprefix("./")
+        documented[name] = anchors(page_text(notebook))
+
+    def mend(link):
+        page = next((p for p in documented if link[2].endswith("/" + p)), None)
+        return link[0] if page is None or link[3] in documented[page] else f"{link[1]}({link[2]})"
+
+    for notebook in notebooks.values():
+        for cell in notebook["cells"]:
+            if cell["cell_type"] != "markdown": continue
+            text = re.sub(r"(\[`[^`]+`\])\((https://[^()#\s]+)#([^()\s]+)\)", mend, "".join(cell["source"]))
+            cell["source"] = text.splitlines(keepends=True)
+
+
 def page_data(data, depth): # data of an output, folders between its page and the script
     "The data in a form that a page can show; None where they need no change."
     if PLOTLY in data and "text/html" not in data: return {"text/html": figure_html(data[PLOTLY], depth)}
@@ -59,8 +105,10 @@ def finish(notebook, depth=0): # dict, folders between its page and the script
 
 if __name__ == "__main__":
     root = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
-    for path in root.rglob("*.ipynb"):
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        changed = finish(notebook, len(path.relative_to(root).parts) - 1)
-        if changed: path.write_text(json.dumps(notebook), encoding="utf-8")
+    paths = [path.relative_to(root) for path in root.rglob("*.ipynb")]
+    notebooks = {path: json.loads((root / path).read_text(encoding="utf-8")) for path in paths}
+    mend_links(notebooks)
+    for path, notebook in notebooks.items():
+        finish(notebook, len(path.parts) - 1)
+        (root / path).write_text(json.dumps(notebook), encoding="utf-8")
     (root / SCRIPT).write_text(get_plotlyjs(), encoding="utf-8")
