@@ -272,7 +272,7 @@ def test_an_epoch_without_a_finite_error_is_not_the_best(data, tmp_path, monkeyp
         return dict(loss=e, mean_degrees=e, median_degrees=e)
     monkeypatch.setattr("iceaggr.training.validate", validated)
     settings, saved = TrainSettings(epochs=3, batch_size=4, valid_events=10, held_out=4), []
-    monkeypatch.setattr("iceaggr.training.copied", lambda average: saved.append(1) or {k: x.clone() for k, x in average.state_dict().items()})
+    monkeypatch.setattr("iceaggr.training._copy_weights", lambda average: saved.append(1) or {k: x.clone() for k, x in average.state_dict().items()})
     train(data, tmp_path / "run", TINY, [1], [2], settings, device="cpu", progress=False)
     assert len(saved) == 3 and torch.load(tmp_path / "run/state.pt", weights_only=True)["best"] == 40     # the first, the second, and the second calibrated
     errors = iter([float("nan")])
