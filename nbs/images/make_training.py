@@ -37,7 +37,7 @@ def draw_training_step():
              "step\n(Muon, AdamW)"]
     places = [0.9 + 2.1 * i for i in range(len(steps))]
     for x, text in zip(places, steps, strict=True): draw_box(ax, x, 2.1, text, BLUE, 1.6)
-    for left, right in zip(places, places[1:], strict=False): draw_arrow(ax, (left + 0.82, 2.1), (right - 0.82, 2.1))
+    for x in places[:-1]: draw_arrow(ax, (x + 0.82, 2.1), (x + 1.28, 2.1))
     draw_arrow(ax, (places[-1], 2.43), (places[0], 2.43), 0.06)
     ax.text(5.1, 2.8, "zero_grad, next batch", ha="center", va="center", color=GREY, fontsize=9)
     draw_box(ax, places[4], 0.7, "moving average\nof the weights", GREEN, 1.7)
@@ -53,8 +53,12 @@ def draw_training_step():
 def draw_run_folder():
     figure, ax = new_canvas(10.2, 3.6)
     draw_box(ax, 1.4, 2.1, "training", BLUE, 1.5)
-    files = [("state.pt", "all that a resume needs", GREEN), ("best.safetensors", "lowest held-out error", ORANGE),
-             ("last.safetensors", "averaged weights, newest", ORANGE), ("log.csv", "one row per epoch", ORANGE)]
+    files = [
+        ("state.pt", "all that a resume needs", GREEN),
+        ("best.safetensors", "lowest held-out error", ORANGE),
+        ("last.safetensors", "averaged weights, newest", ORANGE),
+        ("log.csv", "one row per epoch", ORANGE),
+    ]
     for i, (name, meaning, colour) in enumerate(files):
         y = 3.2 - 0.75 * i
         draw_box(ax, 5, y, f"{name}\n{meaning}", colour, 2.4)
