@@ -7,7 +7,14 @@ import torch
 from conftest import write_tiny
 
 from iceaggr import augmentation
-from iceaggr.augmentation import _hashed_normal, _hashed_uniform, grid_axis, grid_motions, moved_detector, perturb
+from iceaggr.augmentation import (
+    _hashed_normal,
+    _hashed_uniform,
+    grid_axis,
+    grid_motions,
+    moved_detector,
+    perturb,
+)
 from iceaggr.data import IceCubeDataset
 from iceaggr.direction import angles_to_vector
 from iceaggr.dom_transformer import pulses_by_dom
@@ -50,7 +57,7 @@ def test_axis_of_a_rotated_grid():
 
 @torch.no_grad()
 def test_moved_detector_is_a_detector_that_stands_there(ds):
-    "The model gives what a model of the moved geometry gives; targets move along; afterwards all is restored."
+    "The model gives what a model of the moved geometry gives; targets move along; all is restored."
     motions, point = grid_motions(ds.geometry)
     torch.manual_seed(0)
     model, batch = HierarchicalTransformer("small", ds.geometry), packed_batch(ds, range(24))
@@ -146,7 +153,7 @@ def test_shares_and_jitter(ds, monkeypatch):
     monkeypatch.setattr(augmentation, "_DOMS_OUT", 0.)
     old, new = (torch.cat(list(events_of(b).values())) for b in (batch, perturb(batch, 0, 0)))
     gap = (old[1:, 0] - old[:-1, 0]).abs()
-    isolated = gap[:-1].minimum(gap[1:]) > 50                            # the order of these pulses is the same
+    isolated = gap[:-1].minimum(gap[1:]) > 50                 # the order of these pulses is the same
     shift = (new[:, 0] - old[:, 0])[1:-1][isolated]
     ratio = (new[:, 1] / old[:, 1]).log()[1:-1][isolated]
     assert abs(shift.std() / augmentation._TIME_JITTER - 1) < 0.1 and abs(shift.mean()) < 0.1
