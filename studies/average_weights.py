@@ -4,7 +4,7 @@
 
 FILE holds the weights that all RUNs (folders of `iceaggr train --init FILE`) started from. They count for the
 given share of the average; the last weights of the runs count equally for the rest. Of several shares the one
-with the smallest mean error on the held-out events is taken, among those whose mean offset in zenith is within
+with the smallest mean error on the held-out events is taken, of those whose mean offset in zenith is within
 1.5 standard errors of zero. With --judge-batches 101,102 only held-out events of these files choose and
 calibrate. OUT is a folder like that of a run: best.safetensors, settings and log of the first RUN."""
 import argparse
