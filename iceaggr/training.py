@@ -85,7 +85,7 @@ class TrainSettings:
 
     def __post_init__(self): _check_settings(self)
 
-# %% ../nbs/20_training.ipynb #e8c855ef
+# %% ../nbs/20_training.ipynb #b6632f25
 def _check_settings(settings):
     "ValueError for a setting out of range."
     if settings.precision not in ("float32", "bfloat16"):
@@ -138,7 +138,7 @@ class MuonAdamW:
         self.muon.load_state_dict(state["muon"])
         self.adamw.load_state_dict(state["adamw"])
 
-# %% ../nbs/20_training.ipynb #df5188f3
+# %% ../nbs/20_training.ipynb #e7c7d3ba
 def _parameter_groups(model):
     "Lists of parameters: matrices, matrices with fewer than 16 rows or columns, vectors."
     matrices, small, vectors = [], [], []
@@ -177,7 +177,7 @@ def predict_with_truth(
     target = angles_to_vector(*torch.tensor(true_angles).T)
     return angular_error(vector, target), kappa, float(vmf_loss(vector * kappa[:, None], target))
 
-# %% ../nbs/20_training.ipynb #a31eb83e
+# %% ../nbs/20_training.ipynb #934b49bc
 def validate(
     model:HierarchicalTransformer,
     dataset, # IceCubeDataset with targets
@@ -204,7 +204,7 @@ def _coverage_scale(
         else: high = middle
     return math.exp(middle)
 
-# %% ../nbs/20_training.ipynb #1208686b
+# %% ../nbs/20_training.ipynb #9ca2572e
 def _coverage_power(
     error:Tensor, # (B,) angular errors [rad]
     kappa:Tensor, # (B,) predicted
@@ -223,7 +223,7 @@ def _coverage_power(
         else: high = middle
     return middle
 
-# %% ../nbs/20_training.ipynb #e597a54b
+# %% ../nbs/20_training.ipynb #8554bdf5
 def calibrate(
     model:HierarchicalTransformer, # its calibration is set
     dataset, # IceCubeDataset with targets
@@ -253,18 +253,18 @@ def loss_backward(
     (loss / settings.batch_size).backward()
     return loss.detach()
 
-# %% ../nbs/20_training.ipynb #9fa16036
+# %% ../nbs/20_training.ipynb #8c348a9b
 def _autocast(model, settings):
     "bfloat16 where the settings ask for it."
     return torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
 
-# %% ../nbs/20_training.ipynb #3ec86d15
+# %% ../nbs/20_training.ipynb #73870100
 def _batch_loss(vector, batch):
     "Summed loss of a batch, () tensor."
     m = batch["metadata"]
     return vmf_loss(vector, angles_to_vector(*m["targets"].T), "sum", m.get("resultants"))
 
-# %% ../nbs/20_training.ipynb #c1955a98
+# %% ../nbs/20_training.ipynb #6487ab76
 def _sliced_backward(model, batch, settings, most):
     "`loss_backward` with the graphs of one slice of T1 at a time."
     slices = list(split_batch(batch, max(most // 2 // batch["dom_mask"].shape[1], 1)))
@@ -282,7 +282,7 @@ def _sliced_backward(model, batch, settings, most):
     _set_random_state(model.device, after)
     return loss.detach()
 
-# %% ../nbs/20_training.ipynb #b4c7e21e
+# %% ../nbs/20_training.ipynb #87394536
 def _embed_without_graph(model, slices, settings):
     "DOM embeddings of each slice, and the random state before each."
     pieces, states = [], []
@@ -293,13 +293,13 @@ def _embed_without_graph(model, slices, settings):
             pieces.append(model.t1(part, len(part["packed_sequences"]))[0])
     return pieces, states
 
-# %% ../nbs/20_training.ipynb #86459c63
+# %% ../nbs/20_training.ipynb #b8eb8841
 def _random_state(device):
     "Random state of the CPU and, if the device is a GPU, of that (else None)."
     cuda = torch.device(device).type == "cuda"
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if cuda else None
 
-# %% ../nbs/20_training.ipynb #5f8a4de0
+# %% ../nbs/20_training.ipynb #9fee02ae
 def _set_random_state(device, state):
     "Restore what `_random_state` returned."
     cpu, gpu = state
@@ -426,7 +426,7 @@ def _epoch_batches(job): # list of arrays of numbers of events, the batches of a
     sampler.set_epoch(job.state["epoch"])
     return [np.array(b) for b in sampler]
 
-# %% ../nbs/20_training.ipynb #02e361f3
+# %% ../nbs/20_training.ipynb #b83c531f
 def _epoch_loader(
     job:_Job,
     batches:list, # the remaining ones
@@ -472,7 +472,7 @@ def _train_epoch(
         if pace.stopped or (job.settings.minutes and pace.done() >= 1): break
     bar.close()
 
-# %% ../nbs/20_training.ipynb #9cc62640
+# %% ../nbs/20_training.ipynb #e612973b
 def _augmented_step(
     job:_Job,
     batch:dict|None, # packed; None: this process has no events in this step
@@ -490,7 +490,7 @@ def _augmented_step(
     with moved_detector(job.model.t2, to_device(batch, job.model.device), motion, fixed_point) as moved:
         return train_step(job.model, job.optimizer, moved, s, state["lr"])
 
-# %% ../nbs/20_training.ipynb #779e810a
+# %% ../nbs/20_training.ipynb #48c39d22
 def _count_step(job, events, loss):
     "Update the moving average and the sums of the epoch after a step."
     state = job.state
@@ -499,7 +499,7 @@ def _count_step(job, events, loss):
     state["epoch_events"] += len(events)
     state["in_a_row"] = 0
 
-# %% ../nbs/20_training.ipynb #01aa938d
+# %% ../nbs/20_training.ipynb #508d5af9
 def _show_step(bar, state):
     "Loss and learning rate next to the progress bar."
     loss = state["epoch_loss"] / max(state["epoch_events"], 1)
@@ -522,7 +522,7 @@ def _skip_step(
                    "all in skipped_steps.csv")
     if state["in_a_row"] >= 10: raise FloatingPointError(_ten_skipped(job))
 
-# %% ../nbs/20_training.ipynb #c5d9843c
+# %% ../nbs/20_training.ipynb #896c5e4e
 def _ten_skipped(job):
     "What to do after ten skipped steps in a row."
     log = job.state["log"]
@@ -550,19 +550,19 @@ def _end_epoch(job):
     state.update(epoch=state["epoch"] + 1, batch=0, epoch_loss=0., epoch_events=0, epoch_seconds=0.,
                  epoch_skipped=0)
 
-# %% ../nbs/20_training.ipynb #a15e6769
+# %% ../nbs/20_training.ipynb #b15824b9
 def _keep_best(job, error):
     "Store the averaged weights in the state if their mean error is the lowest so far."
     error = error if math.isfinite(error) else math.inf          # no number is below NaN
     if error < job.state["best"] or job.state["best_weights"] is None:
         job.state.update(best=error, best_weights=_copy_weights(job.average))
 
-# %% ../nbs/20_training.ipynb #3a5593d8
+# %% ../nbs/20_training.ipynb #fa3d7757
 def _copy_weights(model):
     "Weights and buffers of a model as tensors on the CPU."
     return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
 
-# %% ../nbs/20_training.ipynb #acb6c5ce
+# %% ../nbs/20_training.ipynb #f9bffe52
 def _describe_epoch(row):
     "One line on an epoch."
     return ("epoch {epoch:3}  {minutes:6.1f} min  train loss {train_loss:7.3f}  "
@@ -612,7 +612,7 @@ def fit(
     log.attrs["interrupted"] = not state["finished"]
     return log
 
-# %% ../nbs/20_training.ipynb #021c9482
+# %% ../nbs/20_training.ipynb #c8839a66
 def _choose_held_out(train_ds, settings):
     "Numbers of the held-out events; DataError if there are none."
     events = held_out_events(train_ds, settings.held_out, settings.valid_events)
@@ -620,18 +620,18 @@ def _choose_held_out(train_ds, settings):
     raise DataError(f"{len(train_ds)} training events are too few: one in {settings.held_out} is held out; "
                     "add events or lower held_out")
 
-# %% ../nbs/20_training.ipynb #f5b088bf
+# %% ../nbs/20_training.ipynb #066e48bc
 def _choose_motions(train_ds, settings):
     "Motions of the detector and their fixed point; without augmentation the identity only."
     motions, fixed_point = grid_motions(train_ds.geometry)
     return (motions if settings.augment else motions[:1]), fixed_point
 
-# %% ../nbs/20_training.ipynb #4c493c62
+# %% ../nbs/20_training.ipynb #7c20d5d3
 def _log_table(state):
     "The log of a run as a table."
     return pd.DataFrame(state["log"], columns=LOG_COLUMNS)
 
-# %% ../nbs/20_training.ipynb #730782b5
+# %% ../nbs/20_training.ipynb #11d4df4b
 def _run_epochs(job, workers, on_epoch):
     "Train, validate and save until the run is finished or stopped."
     state, pace = job.state, job.pace
@@ -683,7 +683,7 @@ class LiveCurves:
         if self.figure is None: self.figure = display(image, display_id=True)
         else: self.figure.update(image)
 
-# %% ../nbs/20_training.ipynb #d11b3d5e
+# %% ../nbs/20_training.ipynb #8a326c3d
 def _in_notebook() -> bool:
     "Whether figures can be shown here, without importing IPython."
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
@@ -724,7 +724,7 @@ def train(
         if len(log) and rank() == 0: _save_curves(run, log)
     return log
 
-# %% ../nbs/20_training.ipynb #577ba2a1
+# %% ../nbs/20_training.ipynb #b100e207
 def _open_data(data, files, settings, on_bad_event):
     "The data sets to train and to validate on; DataError if one has no good event."
     train_files, valid_files = files
@@ -736,20 +736,20 @@ def _open_data(data, files, settings, on_bad_event):
         if not len(ds): raise DataError(f"{data}: no good event in the files {numbers}: choose others")
     return train_ds, valid_ds
 
-# %% ../nbs/20_training.ipynb #64d54166
+# %% ../nbs/20_training.ipynb #8ddc3d83
 def _agree_on_resume(run, resume):
     "Whether to resume from a checkpoint; ValueError if only some of the processes find one."
     resuming = resume and has_checkpoint(run)
     if sum_over(resuming)[0] in (0, world_size()): return resuming
     raise ValueError(f"some of the processes find no checkpoint in {run}: use a disk that all hosts share")
 
-# %% ../nbs/20_training.ipynb #a41c5f75
+# %% ../nbs/20_training.ipynb #bbe60804
 def _save_curves(run, log):
     "Draw the log to curves.png, where matplotlib is installed (GPU machines may lack it)."
     if not importlib.util.find_spec("matplotlib"): return
     with atomic_write(run / "curves.png") as part: plot_log(log).savefig(part, format="png", dpi=120)
 
-# %% ../nbs/20_training.ipynb #a00f9868
+# %% ../nbs/20_training.ipynb #f0a5b1f0
 def _build_model(
     model, # name of a preset, ModelSettings, a dict of them, a model, or a class
     geometry:Geometry, # of the data
@@ -772,7 +772,7 @@ def _start_from(
     other.check_geometry(Geometry(model.t2.sensors[:, :3].cpu().numpy()))
     model.load_state_dict({**other.state_dict(), "t2.sensors": model.t2.sensors})
 
-# %% ../nbs/20_training.ipynb #75460936
+# %% ../nbs/20_training.ipynb #6c5626c4
 def _other_sizes(init, found, wanted):
     "Message for weights of other sizes: which preset to choose, or both settings."
     for name, settings in PRESETS.items():
@@ -780,7 +780,7 @@ def _other_sizes(init, found, wanted):
             return f"{init} has other sizes than the model to train: add --preset {name} (model={name!r})"
     return f"{init} has other sizes than the model to train: {found}, not {wanted}"
 
-# %% ../nbs/20_training.ipynb #0a1eb436
+# %% ../nbs/20_training.ipynb #c5d183ff
 def _run_facts(model, init, settings, files, train_ds, valid_ds, targets):
     "What settings.json says about a run; DataError if the processes differ in events or targets."
     checksums = dict(
@@ -794,7 +794,7 @@ def _run_facts(model, init, settings, files, train_ds, valid_ds, targets):
         valid_batches=files[1], train_events=len(train_ds), valid_events=len(valid_ds), **checksums,
         version=__version__, commit=source_commit())
 
-# %% ../nbs/20_training.ipynb #6d499018
+# %% ../nbs/20_training.ipynb #a59e5d9c
 def _targets_checksum(dataset, targets, chunk=65_536):
     "CRC-32 of the targets of all events; also finds out early that some event has none."
     checksum = 0
@@ -829,7 +829,7 @@ def choose_batches(
                         "file with training")
     return list(train_batches), list(valid_batches)
 
-# %% ../nbs/20_training.ipynb #900eb3af
+# %% ../nbs/20_training.ipynb #d395353c
 def _check_exist(data, have, train_batches, valid_batches):
     "DataError if a wanted file does not exist."
     missing = sorted((set(train_batches or []) | set(valid_batches or [])) - set(have))

@@ -71,14 +71,15 @@ def evaluate_shares(args, start, models, train, held_out):
         table = predict_dataset(average(start, models, share), train, held_out, progress=False)
         m = summary(event_errors(table, truth[truth.event_id.isin(table.event_id)]))
         figures[share] = m
-        print(f"share {share:g}: mean error {m['mean_degrees']:.3f} degrees, median {m['median_degrees']:.3f}, "
-              f"offset in zenith {m['bias_zenith_degrees']:+.2f} +- {m['se_bias_zenith_degrees']:.2f}, "
+        print(f"share {share:g}: mean error {m['mean_degrees']:.3f} degrees, "
+              f"median {m['median_degrees']:.3f}, offset in zenith {m['bias_zenith_degrees']:+.2f} +- {m['se_bias_zenith_degrees']:.2f}, "
               f"on {len(held_out):,} held-out events", flush=True)
     return figures
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--start", type=Path, required=True)
     parser.add_argument("--share", type=float, nargs="+", required=True)
@@ -94,7 +95,7 @@ def main():
     facts = read_facts(args, error)
     train = IceCubeDataset(args.data, batch_ids=facts["train_batches"])
     missing = set(args.judge_batches or []) - set(train.batch_ids)
-    if missing: error(f"the runs were not trained on files {sorted(missing)}: no event of them was held out")
+    if missing: error(f"the runs were not trained on files {sorted(missing)}: choose others")
     held_out = find_held_out(train, argparse.Namespace(**facts["train"]), args.judge_batches)
     if not len(held_out): error(f"no event of files {args.judge_batches} was held out: name larger ones")
     start = HierarchicalTransformer.load(args.start)

@@ -2,8 +2,8 @@
 
     python studies/distill.py DATA RUN --predictions FILE [FILE ...] [--share 0.7] [--set minutes=30 lr=4e-4]
 
-FILEs are made by `iceaggr predict` for all training files, .parquet or .csv with kappa. The target of an event
-is the mean direction of what these models think possible, for the given share, and the truth for the rest."""
+FILEs are made by `iceaggr predict` for all training files, .parquet or .csv with kappa. The target of an
+event is the mean direction of what these models think possible, for the given share, and else the truth."""
 import argparse
 import dataclasses
 from pathlib import Path
@@ -21,7 +21,7 @@ from iceaggr.training import TrainSettings, train
 def read_mean_directions(path):
     "Mean direction of each predicted distribution, a vector of length below 1, by event_id."
     table = read_predictions(path)
-    if "kappa" not in table: raise DataError(f"{path}: no column kappa: predict with iceaggr, which writes it")
+    if "kappa" not in table: raise DataError(f"{path}: no column kappa: predict with iceaggr")
     columns = table[["azimuth", "zenith", "kappa"]].to_numpy(np.float64)
     azimuth, zenith, kappa = torch.tensor(columns).T
     vector = angles_to_vector(azimuth, zenith) * vmf_resultant(kappa)[:, None]
@@ -67,7 +67,8 @@ def read_numbers(text):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("run", type=Path)
     parser.add_argument("--predictions", nargs="+", required=True, metavar="FILE")

@@ -3,9 +3,9 @@
     python studies/publish_weights.py NAME METRICS --stage "simulated events" RUN [--stage "PPC events" RUN]
         --hardware "1 core of ..." [--average FOLDER HOW]
 
-METRICS is the metrics.json that `iceaggr evaluate` wrote for predictions of these weights, on events that no stage
-was trained on (the files of the last stage are compared). Stages are the runs in order. With --average the weights
-are those of FOLDER, made by average_weights.py, and HOW says in words how."""
+METRICS is the metrics.json of `iceaggr evaluate` for predictions of these weights, on events that no stage
+was trained on (the files of the last stage are compared). Stages are the runs in order. With --average the
+weights are those of FOLDER, made by average_weights.py, and HOW says in words how."""
 import argparse
 import json
 import os
@@ -43,11 +43,11 @@ Hardware: {hardware}. {choice}
 ## Limits
 
 - Trained on events of one neutrino each, from all directions. No coincident muons, no saturated DOMs.
-- Recorded data differ: most triggers are atmospheric muons, which these weights were not trained on. Fine-tune
-  on the simulation of the collaboration and compare kappa and zenith between data and simulation before use.
+- Recorded data differ: most triggers are atmospheric muons, which these weights were not trained on.
+  Fine-tune on the simulation of the collaboration and compare kappa and zenith between data and simulation before use.
 - Detectors with sensors more than 1 m from the surveyed IceCube geometry are refused. Other ice and other DOM
   efficiencies were not tested.
-- Cones of the most confident events are too wide ([23_pretrained](../../nbs/23_pretrained.ipynb) gives numbers).
+- Cones of the most confident events are too wide: see [23_pretrained](../../nbs/23_pretrained.ipynb).
 """
 
 
@@ -71,7 +71,8 @@ def markdown_table(rows):
 def error_rows(metrics):
     "Mean and median errors of all events, and medians by kind."
     kinds = {"all events, mean": ("mean_degrees", metrics), "all events, median": ("median_degrees", metrics)}
-    for kind in metrics["by"].get("type", []): kinds[f"{kind['name'].replace('_', ' ')}, median"] = ("median", kind)
+    for kind in metrics["by"].get("type", []):
+        kinds[f"{kind['name'].replace('_', ' ')}, median"] = ("median", kind)
     return [{"angular error [degrees]": label, "model": f"{values['model'][key]:.2f}",
              "line fit": f"{values['line_fit'][key]:.2f}"} for label, (key, values) in kinds.items()]
 
@@ -96,7 +97,8 @@ def copy_atomically(source, target):
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
     parser.add_argument("metrics", type=Path)
     parser.add_argument("--stage", nargs=2, action="append", required=True, metavar=("DATA", "RUN"))

@@ -2,7 +2,7 @@
 
     python studies/record_run.py RUN METRICS --hardware "2 cores of ..." [--trained-on NAME]
 
-RUN is the folder that `iceaggr train` made, METRICS the metrics.json that `iceaggr evaluate` wrote for its predictions."""
+RUN is the folder that `iceaggr train` made, METRICS the metrics.json of `iceaggr evaluate`."""
 import argparse
 import json
 from pathlib import Path
@@ -42,7 +42,8 @@ def describe_errors(metrics):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("metrics", type=Path)
     parser.add_argument("--hardware", required=True)

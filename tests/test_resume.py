@@ -33,11 +33,13 @@ def data(tmp_path_factory):
 
 
 def run_training(data, run, epochs=3, save_every_step=True, kill_at=None, full_at=None, largest=None):
-    "Start or resume a run, as a script for a batch system would; with a checkpoint after each step."
+    "Start or resume a run as a batch system would, with a checkpoint after each step."
     if kill_at is not None or full_at is not None: meddle(kill_at, full_at)
     if largest is not None: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-    settings = TrainSettings(epochs=epochs, batch_size=4, valid_events=10, held_out=4, save_minutes=1e-9 if save_every_step else 5)
-    train(data, run, TINY, [1], [2], settings, resume=(run / "settings.json").exists(), device="cpu", progress=False)
+    settings = TrainSettings(epochs=epochs, batch_size=4, valid_events=10, held_out=4,
+                             save_minutes=1e-9 if save_every_step else 5)
+    resume = (run / "settings.json").exists()
+    train(data, run, TINY, [1], [2], settings, resume=resume, device="cpu", progress=False)
 
 
 def meddle(kill_at, full_at):
@@ -58,15 +60,20 @@ def meddle(kill_at, full_at):
 def result(run):
     "All that must not depend on interruptions."
     state = torch.load(run / "state.pt", weights_only=True)
-    tensors = {f"{which}.{k}": x for which in ("model", "average", "best_weights") for k, x in state[which].items()}
-    tensors |= {f"{name}.{k}": x for name in ("best", "last") for k, x in read_weights(run / f"{name}.safetensors")[1].items()}
+    tensors = {}
+    for which in ("model", "average", "best_weights"):
+        tensors |= {f"{which}.{k}": x for k, x in state[which].items()}
+    for name in ("best", "last"):
+        weights = read_weights(run / f"{name}.safetensors")[1]
+        tensors |= {f"{name}.{k}": x for k, x in weights.items()}
     log = pd.read_csv(run / "log.csv").drop(columns=["minutes", "events_per_s"])
     return tensors, log, sorted(p.name for p in run.iterdir())
 
 
 def same(run, expected):
     tensors, log, files = result(run)
-    assert tensors.keys() == expected[0].keys() and all(torch.equal(x, expected[0][k]) for k, x in tensors.items())
+    assert tensors.keys() == expected[0].keys()
+    assert all(torch.equal(x, expected[0][k]) for k, x in tensors.items())
     pd.testing.assert_frame_equal(log, expected[1], check_exact=True)
     assert files == expected[2]
 
@@ -152,7 +159,7 @@ def test_full_disk(data, undisturbed, tmp_path):
     step = torch.load(run / "state.pt", weights_only=True)["step"]
     message = output.read_text()
     assert "No space left on device" in message and "--resume" in message and step == 4
-    assert not list(run.glob(".*"))                                     # what there was no room for takes none
+    assert not list(run.glob(".*"))                # no part of a file is left
     assert ended(launch(output, run_training, data, run, largest=100_000)) == [1]
     assert "File too large" in output.read_text()
     assert torch.load(run / "state.pt", weights_only=True)["step"] == step
@@ -242,12 +249,15 @@ def test_interrupted_with_another_optimiser_and_clock(data, tmp_path):
 def test_a_run_without_matplotlib(data, tmp_path, monkeypatch):
     "GPU machines may lack it: the weights and the log are there, the curves are not."
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "matplotlib" else find(name, *rest))
-    run_training(data, tmp_path / "run", epochs=1)
-    assert (tmp_path / "run/best.safetensors").exists() and len(pd.read_csv(tmp_path / "run/log.csv")) == 1 and not (tmp_path / "run/curves.png").exists()
+    def find_others(name, *rest): return None if name == "matplotlib" else find(name, *rest)
+    monkeypatch.setattr(importlib.util, "find_spec", find_others)
+    run, other = tmp_path / "run", tmp_path / "other"
+    run_training(data, run, epochs=1)
+    assert (run / "best.safetensors").exists() and len(pd.read_csv(run / "log.csv")) == 1
+    assert not (run / "curves.png").exists()
     monkeypatch.undo()
-    run_training(data, tmp_path / "other", epochs=1)
-    assert (tmp_path / "other/curves.png").exists()
+    run_training(data, other, epochs=1)
+    assert (other / "curves.png").exists()
 
 
 def test_a_refused_command_leaves_a_living_run_alone(tmp_path):
@@ -274,11 +284,16 @@ def test_a_resume_with_other_events_is_refused(data, tmp_path):
     path = other / "train_meta.parquet"
     meta = pd.read_parquet(path)
     meta.assign(azimuth=meta.azimuth.where(meta.batch_id != 1, 1.0)).to_parquet(path)
-    with pytest.raises(ValueError, match="train.lr"): train(data, tmp_path / "run", TINY, [1], [2], dataclasses.replace(settings, lr=1.), resume=True, device="cpu", progress=False)
-    train(data, tmp_path / "run", TINY, [1], [2], dataclasses.replace(settings, graph_pulses=99), resume=True, device="cpu", progress=False)      # changes memory alone
-    with pytest.raises(ValueError, match="train_checksum"): train(other, tmp_path / "run", TINY, [1], [2], settings, resume=True, device="cpu", progress=False)
+
+    def resume(folder, settings):
+        return train(folder, tmp_path / "run", TINY, [1], [2], settings, resume=True, device="cpu",
+                     progress=False)
+
+    with pytest.raises(ValueError, match="train.lr"): resume(data, dataclasses.replace(settings, lr=1.))
+    resume(data, dataclasses.replace(settings, graph_pulses=99))               # changes only the memory
+    with pytest.raises(ValueError, match="train_checksum"): resume(other, settings)
     prepare(data, tmp_path / "prepared", progress=False)
-    assert len(train(tmp_path / "prepared", tmp_path / "run", TINY, [1], [2], settings, resume=True, device="cpu", progress=False)) == 1     # the other form of the same
+    assert len(resume(tmp_path / "prepared", settings)) == 1       # the other form of the same data
 
 
 def test_an_epoch_without_a_finite_error_is_not_the_best(data, tmp_path, monkeypatch):
@@ -289,10 +304,15 @@ def test_an_epoch_without_a_finite_error_is_not_the_best(data, tmp_path, monkeyp
         return dict(loss=e, mean_degrees=e, median_degrees=e)
     monkeypatch.setattr("iceaggr.training.validate", validated)
     settings, saved = TrainSettings(epochs=3, batch_size=4, valid_events=10, held_out=4), []
-    monkeypatch.setattr("iceaggr.training._copy_weights", lambda average: saved.append(1) or {k: x.clone() for k, x in average.state_dict().items()})
+    def copy_weights(average):
+        saved.append(1)
+        return {k: x.clone() for k, x in average.state_dict().items()}
+    monkeypatch.setattr("iceaggr.training._copy_weights", copy_weights)
     train(data, tmp_path / "run", TINY, [1], [2], settings, device="cpu", progress=False)
-    assert len(saved) == 3 and torch.load(tmp_path / "run/state.pt", weights_only=True)["best"] == 40     # the first, the second, and the second calibrated
+    assert len(saved) == 3                           # the first, the second, and the second calibrated
+    assert torch.load(tmp_path / "run/state.pt", weights_only=True)["best"] == 40
     errors = iter([float("nan")])
     monkeypatch.setattr("iceaggr.training.vmf_loss", lambda vector, *more: vector.sum() * float("nan"))
-    with pytest.raises(FloatingPointError) as refused: train(data, tmp_path / "lost", TINY, [1], [2], settings, device="cpu", progress=False)
+    with pytest.raises(FloatingPointError) as refused:
+        train(data, tmp_path / "lost", TINY, [1], [2], settings, device="cpu", progress=False)
     assert "--init" not in str(refused.value) and "lower learning rate" in str(refused.value)
