@@ -1,4 +1,4 @@
-"""Runs that are killed, interrupted, or find the disk full: nothing is lost, and a resume ends with the weights of an undisturbed run."""
+"""Killed, interrupted and damaged runs: a resume ends with the weights of an undisturbed run."""
 import dataclasses
 import errno
 import importlib.util
@@ -19,9 +19,9 @@ from processes import ended, kill, launch
 
 from iceaggr.cli import main
 from iceaggr.data import IceCubeDataset
+from iceaggr.engine.checkpoints import CHECKPOINTS, claim_run
 from iceaggr.engine.prepare import prepare
 from iceaggr.model import HierarchicalTransformer, read_weights
-from iceaggr.engine.checkpoints import CHECKPOINTS, claim_run
 from iceaggr.training import TrainSettings, fit, train
 
 TINY = dict(dom_d_model=32, dom_heads=2, dom_layers=1, event_d_model=32, event_heads=2, event_layers=1)
@@ -33,11 +33,13 @@ def data(tmp_path_factory):
 
 
 def run_training(data, run, epochs=3, save_every_step=True, kill_at=None, full_at=None, largest=None):
-    "Start or resume a run, as a script for a batch system would; with a checkpoint after each step."
+    "Start or resume a run as a batch system would, with a checkpoint after each step."
     if kill_at is not None or full_at is not None: meddle(kill_at, full_at)
     if largest is not None: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-    settings = TrainSettings(epochs=epochs, batch_size=4, valid_events=10, held_out=4, save_minutes=1e-9 if save_every_step else 5)
-    train(data, run, TINY, [1], [2], settings, resume=(run / "settings.json").exists(), device="cpu", progress=False)
+    settings = TrainSettings(epochs=epochs, batch_size=4, valid_events=10, held_out=4,
+                             save_minutes=1e-9 if save_every_step else 5)
+    resume = (run / "settings.json").exists()
+    train(data, run, TINY, [1], [2], settings, resume=resume, device="cpu", progress=False)
 
 
 def meddle(kill_at, full_at):
@@ -58,15 +60,20 @@ def meddle(kill_at, full_at):
 def result(run):
     "All that must not depend on interruptions."
     state = torch.load(run / "state.pt", weights_only=True)
-    tensors = {f"{which}.{k}": x for which in ("model", "average", "best_weights") for k, x in state[which].items()}
-    tensors |= {f"{name}.{k}": x for name in ("best", "last") for k, x in read_weights(run / f"{name}.safetensors")[1].items()}
+    tensors = {}
+    for which in ("model", "average", "best_weights"):
+        tensors |= {f"{which}.{k}": x for k, x in state[which].items()}
+    for name in ("best", "last"):
+        weights = read_weights(run / f"{name}.safetensors")[1]
+        tensors |= {f"{name}.{k}": x for k, x in weights.items()}
     log = pd.read_csv(run / "log.csv").drop(columns=["minutes", "events_per_s"])
     return tensors, log, sorted(p.name for p in run.iterdir())
 
 
 def same(run, expected):
     tensors, log, files = result(run)
-    assert tensors.keys() == expected[0].keys() and all(torch.equal(x, expected[0][k]) for k, x in tensors.items())
+    assert tensors.keys() == expected[0].keys()
+    assert all(torch.equal(x, expected[0][k]) for k, x in tensors.items())
     pd.testing.assert_frame_equal(log, expected[1], check_exact=True)
     assert files == expected[2]
 
@@ -80,12 +87,13 @@ def undisturbed(data, tmp_path_factory):
 
 
 def test_one_process_trains_a_run(data, tmp_path):
-    "A second one that would resume it is refused, and leaves the first alone; when that was killed it may."
+    "A second one that would resume it is refused and leaves the first alone, until that is killed."
     run, output = tmp_path / "run", tmp_path / "output"
     first = launch(output, run_training, data, run, epochs=400)
     while not (run / "state.pt").exists() and first[0].is_alive(): time.sleep(0.05)
     (run / ".log.csv.part1").touch()
-    with pytest.raises(ValueError, match="is being trained by another process"): run_training(data, run, epochs=400)
+    with pytest.raises(ValueError, match="is being trained by another process"):
+        run_training(data, run, epochs=400)
     assert (run / ".log.csv.part1").exists() and kill(first)
     claim_run(run, json.loads((run / "settings.json").read_text()), True).close()
 
@@ -99,8 +107,9 @@ def test_file_system_without_locks(data, undisturbed, tmp_path, monkeypatch):
 
 
 def kills(data, folder, expected, wanted, seed=0):
-    "Kill runs after random times, up to that of a whole run, and resume them until they end in spite of it; how many kills there were, came before the first checkpoint, and during a write, and how many runs ended."
-    draw, told, output = random.Random(seed), dict(kills=0, before_the_first_checkpoint=0, during_a_write=0, runs=0), folder / "output"
+    "Kill runs after random times and resume them until they end; returns counts of kills and of runs."
+    draw, output = random.Random(seed), folder / "output"
+    told = dict(kills=0, before_the_first_checkpoint=0, during_a_write=0, runs=0)
     ended(launch(output, print))                                        # the server has started
     start = time.monotonic()
     assert ended(launch(output, run_training, data, folder / "whole")) == [0], output.read_text()
@@ -135,29 +144,35 @@ def test_killed_fifty_times_at_random(data, undisturbed, tmp_path):
 
 
 def test_killed_around_each_rename(data, undisturbed, tmp_path):
-    "Between any two of the files that make up a checkpoint; each process goes a little further than the one before."
+    "Between any two files of a checkpoint; each process goes a little further than the one before."
+    run, output = tmp_path / "run", tmp_path / "output"
     for kill_at in range(12):
-        assert ended(launch(tmp_path / "output", run_training, data, tmp_path / "run", kill_at=kill_at)) == [-signal.SIGKILL], (tmp_path / "output").read_text()
-    assert ended(launch(tmp_path / "output", run_training, data, tmp_path / "run")) == [0], (tmp_path / "output").read_text()
-    same(tmp_path / "run", undisturbed)
+        killed = ended(launch(output, run_training, data, run, kill_at=kill_at))
+        assert killed == [-signal.SIGKILL], output.read_text()
+    assert ended(launch(output, run_training, data, run)) == [0], output.read_text()
+    same(run, undisturbed)
 
 
 def test_full_disk(data, undisturbed, tmp_path):
     run, output = tmp_path / "run", tmp_path / "output"
     assert ended(launch(output, run_training, data, run, full_at=4)) == [1]
     step = torch.load(run / "state.pt", weights_only=True)["step"]
-    assert "No space left on device" in output.read_text() and "--resume" in output.read_text() and step == 4
-    assert not list(run.glob(".*"))                                     # what there was no room for takes none
+    message = output.read_text()
+    assert "No space left on device" in message and "--resume" in message and step == 4
+    assert not list(run.glob(".*"))                # no part of a file is left
     assert ended(launch(output, run_training, data, run, largest=100_000)) == [1]
-    assert "File too large" in output.read_text() and torch.load(run / "state.pt", weights_only=True)["step"] == step
+    assert "File too large" in output.read_text()
+    assert torch.load(run / "state.pt", weights_only=True)["step"] == step
     assert ended(launch(output, run_training, data, run)) == [0], output.read_text()
     same(run, undisturbed)
 
 
 def test_folder_that_cannot_be_written(data, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").touch()
-    args = ["train", "--data", str(data), "--train-batches", "1", "--valid-batches", "2", "--epochs", "1", "--device", "cpu", "--out"]
-    assert main([*args, str(tmp_path / "file/run")]) == 1 and str(tmp_path / "file/run") in capsys.readouterr().err
+    args = ["train", "--data", str(data), "--train-batches", "1", "--valid-batches", "2", "--epochs", "1",
+            "--device", "cpu", "--out"]
+    assert main([*args, str(tmp_path / "file/run")]) == 1
+    assert str(tmp_path / "file/run") in capsys.readouterr().err
 
     def refuse(*args): raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), args[0])
     monkeypatch.setattr(os, "fsync", refuse)
@@ -173,21 +188,23 @@ def records(archive): # what is read of a checkpoint; None: nothing
 
 
 def test_damaged_checkpoint(data, undisturbed, tmp_path):
-    "Cut anywhere, or changed anywhere but in the padding between its records, a checkpoint is not taken for a whole one; the one before it is, and its run ends the same."
+    "A truncated or altered checkpoint is refused; the run continues from the one before and ends the same."
     run, output, draw = tmp_path / "run", tmp_path / "output", random.Random(0)
     assert ended(launch(output, run_training, data, run, full_at=6)) == [1]
     whole = (run / "state.pt").read_bytes()
-    step = lambda: torch.load(run / "state.pt", weights_only=True)["step"]
+    def step(): return torch.load(run / "state.pt", weights_only=True)["step"]
     for cut in (True, False):
         last, good = step(), (run / "state.pt").read_bytes()
         damaged = good
         while records(damaged) == records(good):
             place = draw.randrange(len(whole))
-            damaged = good[:place] if cut else good[:place] + bytes([good[place] ^ 1]) + good[place + 1:]
+            damaged = good[:place]
+            if not cut: damaged += bytes([good[place] ^ 1]) + good[place + 1:]
         (run / "state.pt").write_bytes(damaged)
         before = torch.load(run / "state.previous.pt", weights_only=True)["step"]
         assert ended(launch(output, run_training, data, run, full_at=3)) == [1]
-        assert before <= last and before < step() and f"going on from the checkpoint before it, step {before}" in output.read_text()
+        assert before <= last and before < step()
+        assert f"going on from the checkpoint before it, step {before}" in output.read_text()
     assert ended(launch(output, run_training, data, run)) == [0], output.read_text()
     same(run, undisturbed)
     for name in CHECKPOINTS: (run / name).write_bytes(b"")
@@ -195,10 +212,12 @@ def test_damaged_checkpoint(data, undisturbed, tmp_path):
 
 
 def test_interrupted_with_another_optimiser_and_clock(data, tmp_path):
-    "A clock that goes a second further each time it is asked makes a run of 60 s a certain number of steps, and a resume another that ends at the same time."
+    "With a clock that advances by a second per reading, a run and its resume end at the same time."
     class Clock:
         now = 0.
-        def __call__(self): self.now += 1.; return self.now
+        def __call__(self):
+            self.now += 1.
+            return self.now
     def short(run, resume=False, stop_at=None):
         class Interrupting(IceCubeDataset):
             reads = 0
@@ -210,13 +229,18 @@ def test_interrupted_with_another_optimiser_and_clock(data, tmp_path):
         model = HierarchicalTransformer(TINY, ds.geometry)
         optimizer = torch.optim.AdamW(model.parameters())
         before = [p.detach().clone() for p in model.parameters()]
-        log = fit(model, ds, IceCubeDataset(data, batch_ids=[2]), run, TrainSettings(minutes=1., batch_size=4, held_out=4), resume, progress=False, optimizer=optimizer, clock=Clock())
-        assert optimizer.state and not all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+        settings = TrainSettings(minutes=1., batch_size=4, held_out=4)
+        log = fit(model, ds, IceCubeDataset(data, batch_ids=[2]), run, settings, resume, progress=False,
+                  optimizer=optimizer, clock=Clock())
+        pairs = zip(before, model.parameters(), strict=True)
+        assert optimizer.state and not all(torch.equal(a, b) for a, b in pairs)
         return log
-    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
+    for name in ("one", "two"): (tmp_path / name).mkdir()
     log = short(tmp_path / "one")
-    assert 10 < log.step.iloc[-1] < 30 and 1. <= log.minutes.iloc[-1] < 1.1 and log.lr.iloc[-1] < 0.05 * TrainSettings.lr
-    assert "state" in torch.load(tmp_path / "one/state.pt", weights_only=True)["optimizer"]      # AdamW's own, not MuonAdamW's
+    assert 10 < log.step.iloc[-1] < 30 and 1. <= log.minutes.iloc[-1] < 1.1
+    assert log.lr.iloc[-1] < 0.05 * TrainSettings.lr
+    stored = torch.load(tmp_path / "one/state.pt", weights_only=True)["optimizer"]
+    assert "state" in stored                                                   # AdamW's own, not MuonAdamW's
     assert short(tmp_path / "two", stop_at=12).attrs["interrupted"]
     log = short(tmp_path / "two", resume=True)
     assert 1. <= log.minutes.iloc[-1] < 1.1 and not log.attrs["interrupted"]
@@ -225,12 +249,15 @@ def test_interrupted_with_another_optimiser_and_clock(data, tmp_path):
 def test_a_run_without_matplotlib(data, tmp_path, monkeypatch):
     "GPU machines may lack it: the weights and the log are there, the curves are not."
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "matplotlib" else find(name, *rest))
-    run_training(data, tmp_path / "run", epochs=1)
-    assert (tmp_path / "run/best.safetensors").exists() and len(pd.read_csv(tmp_path / "run/log.csv")) == 1 and not (tmp_path / "run/curves.png").exists()
+    def find_others(name, *rest): return None if name == "matplotlib" else find(name, *rest)
+    monkeypatch.setattr(importlib.util, "find_spec", find_others)
+    run, other = tmp_path / "run", tmp_path / "other"
+    run_training(data, run, epochs=1)
+    assert (run / "best.safetensors").exists() and len(pd.read_csv(run / "log.csv")) == 1
+    assert not (run / "curves.png").exists()
     monkeypatch.undo()
-    run_training(data, tmp_path / "other", epochs=1)
-    assert (tmp_path / "other/curves.png").exists()
+    run_training(data, other, epochs=1)
+    assert (other / "curves.png").exists()
 
 
 def test_a_refused_command_leaves_a_living_run_alone(tmp_path):
@@ -257,11 +284,16 @@ def test_a_resume_with_other_events_is_refused(data, tmp_path):
     path = other / "train_meta.parquet"
     meta = pd.read_parquet(path)
     meta.assign(azimuth=meta.azimuth.where(meta.batch_id != 1, 1.0)).to_parquet(path)
-    with pytest.raises(ValueError, match="train.lr"): train(data, tmp_path / "run", TINY, [1], [2], dataclasses.replace(settings, lr=1.), resume=True, device="cpu", progress=False)
-    train(data, tmp_path / "run", TINY, [1], [2], dataclasses.replace(settings, graph_pulses=99), resume=True, device="cpu", progress=False)      # changes memory alone
-    with pytest.raises(ValueError, match="train_checksum"): train(other, tmp_path / "run", TINY, [1], [2], settings, resume=True, device="cpu", progress=False)
+
+    def resume(folder, settings):
+        return train(folder, tmp_path / "run", TINY, [1], [2], settings, resume=True, device="cpu",
+                     progress=False)
+
+    with pytest.raises(ValueError, match="train.lr"): resume(data, dataclasses.replace(settings, lr=1.))
+    resume(data, dataclasses.replace(settings, graph_pulses=99))               # changes only the memory
+    with pytest.raises(ValueError, match="train_checksum"): resume(other, settings)
     prepare(data, tmp_path / "prepared", progress=False)
-    assert len(train(tmp_path / "prepared", tmp_path / "run", TINY, [1], [2], settings, resume=True, device="cpu", progress=False)) == 1     # the other form of the same
+    assert len(resume(tmp_path / "prepared", settings)) == 1       # the other form of the same data
 
 
 def test_an_epoch_without_a_finite_error_is_not_the_best(data, tmp_path, monkeypatch):
@@ -272,10 +304,15 @@ def test_an_epoch_without_a_finite_error_is_not_the_best(data, tmp_path, monkeyp
         return dict(loss=e, mean_degrees=e, median_degrees=e)
     monkeypatch.setattr("iceaggr.training.validate", validated)
     settings, saved = TrainSettings(epochs=3, batch_size=4, valid_events=10, held_out=4), []
-    monkeypatch.setattr("iceaggr.training.copied", lambda average: saved.append(1) or {k: x.clone() for k, x in average.state_dict().items()})
+    def copy_weights(average):
+        saved.append(1)
+        return {k: x.clone() for k, x in average.state_dict().items()}
+    monkeypatch.setattr("iceaggr.training._copy_weights", copy_weights)
     train(data, tmp_path / "run", TINY, [1], [2], settings, device="cpu", progress=False)
-    assert len(saved) == 3 and torch.load(tmp_path / "run/state.pt", weights_only=True)["best"] == 40     # the first, the second, and the second calibrated
+    assert len(saved) == 3                           # the first, the second, and the second calibrated
+    assert torch.load(tmp_path / "run/state.pt", weights_only=True)["best"] == 40
     errors = iter([float("nan")])
     monkeypatch.setattr("iceaggr.training.vmf_loss", lambda vector, *more: vector.sum() * float("nan"))
-    with pytest.raises(FloatingPointError) as refused: train(data, tmp_path / "lost", TINY, [1], [2], settings, device="cpu", progress=False)
+    with pytest.raises(FloatingPointError) as refused:
+        train(data, tmp_path / "lost", TINY, [1], [2], settings, device="cpu", progress=False)
     assert "--init" not in str(refused.value) and "lower learning rate" in str(refused.value)
