@@ -19,8 +19,8 @@ def draw(path):
     plot_top_view(detector, axes[0], labels=False)
     plot_side_view(detector, axes[1])
     plot_ice(axes[2])
-    titles = ("from above: 86 strings", "from the south: 5,160 DOMs", "how far light gets")
-    for ax, title in zip(axes, titles, strict=True): ax.set_title(title)
+    axes[0].set_title("from above: 86 strings")
+    axes[1].set_title("from the south: 5,160 DOMs")
     figure.savefig(path, dpi=110)
 
 
