@@ -27,7 +27,7 @@ def new_axes(
         ax.set(**labels)
     return figure, axes
 
-# %% ../nbs/54_style.ipynb #e0b07f0c
+# %% ../nbs/54_style.ipynb #2f4c0736
 def _draw_png(static) -> str: # base64
     "A matplotlib figure as a PNG, encoded as notebooks store it; the figure is closed."
     import base64
@@ -39,7 +39,13 @@ def _draw_png(static) -> str: # base64
     plt.close(figure)
     return base64.b64encode(picture.getvalue()).decode()
 
-# %% ../nbs/54_style.ipynb #b48da196
+# %% ../nbs/54_style.ipynb #a9e16f2c
+def _in_kernel() -> bool:
+    "True in JupyterLab and the like."
+    from IPython import get_ipython
+    return getattr(get_ipython(), "kernel", None) is not None
+
+# %% ../nbs/54_style.ipynb #e6783081
 def interactive_figure(
     static, # callable without arguments that returns a matplotlib figure
 ): # empty plotly figure
@@ -53,8 +59,8 @@ def interactive_figure(
 
         def _ipython_display_(self):
             from IPython.display import display
-            bundle = self._repr_mimebundle_()
-            if len(bundle) == 1: return super()._ipython_display_()      # plotly opens a browser instead
+            bundle = {} if _in_kernel() else self._repr_mimebundle_()
+            if len(bundle) < 2: return super()._ipython_display_()      # plotly's way, be it a browser
             display(bundle, raw=True)
 
     return InteractiveFigure()
