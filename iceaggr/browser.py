@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastcore.basics import patch
 
 from .attention_maps import plot_dom
 from .data import IceCubeDataset
@@ -28,7 +27,7 @@ def _directions(table):
     azimuth, zenith = (torch.tensor(table[c].to_numpy(np.float64)) for c in ("azimuth", "zenith"))
     return angles_to_vector(azimuth, zenith)
 
-# %% ../nbs/48_browser.ipynb #72de2979
+# %% ../nbs/48_browser.ipynb #25fe2f67
 def _browse_table(
     dataset:IceCubeDataset, # of one file
     root, # its folder
@@ -61,7 +60,7 @@ def _passing(
     if run is not None and tuple(error) != (0, 180): keep &= table[f"error {run}"].between(*error)
     return keep.to_numpy(bool)
 
-# %% ../nbs/48_browser.ipynb #9ad9df35
+# %% ../nbs/48_browser.ipynb #a8dc3227
 def _sort_key(table, order, run):
     "What an order sorts by; None: as in the file."
     runs = [c for c in table if c.startswith("error ")]
@@ -69,7 +68,7 @@ def _sort_key(table, order, run):
     if run is not None: keys |= {_ORDERS[2]: -table[f"error {run}"], _ORDERS[3]: table[f"error {run}"]}
     return keys.get(order)
 
-# %% ../nbs/48_browser.ipynb #75c523e7
+# %% ../nbs/48_browser.ipynb #0e18c176
 def _choose_events(
     table:pd.DataFrame, # of `_browse_table`
     kind=None, pulses=(0, np.inf), error=(0, 180), run=None, # see `_passing`
@@ -90,7 +89,7 @@ def _look(width, description=70):
     style = dict(description_width=f"{description}px")
     return dict(layout=ipywidgets.Layout(width=f"{width}px"), style=style)
 
-# %% ../nbs/48_browser.ipynb #d25fdc8b
+# %% ../nbs/48_browser.ipynb #ba9e8c1c
 def _filter_widgets(batches, runs):
     "What chooses the events that pass."
     import ipywidgets as w
@@ -105,7 +104,7 @@ def _filter_widgets(batches, runs):
                                  readout_format=".0f", continuous_update=False, **wide),
         order=w.Dropdown(options=_ORDERS, description="order", **wide))
 
-# %% ../nbs/48_browser.ipynb #fa279518
+# %% ../nbs/48_browser.ipynb #ab72b873
 def _event_widgets():
     "What chooses one event, and tells of it."
     import ipywidgets as w
@@ -120,7 +119,7 @@ def _event_widgets():
         facts=w.HTML(),
         close_up=w.Image(format="png", layout=hidden))
 
-# %% ../nbs/48_browser.ipynb #12e86383
+# %% ../nbs/48_browser.ipynb #4f9cde19
 def _time_widgets(frames):
     "What moves through time."
     import ipywidgets as w
@@ -131,7 +130,7 @@ def _time_widgets(frames):
         until=w.Label(),
         noise=w.Checkbox(value=True, description="auxiliary pulses", indent=False))
 
-# %% ../nbs/48_browser.ipynb #7101802a
+# %% ../nbs/48_browser.ipynb #d0dfd320
 _ROWS = (("file", "kind", "pulses"), ("run", "error", "order"),
          ("back", "forward", "place", "count", "event_id"), ("play", "moment", "until", "noise"))
 
@@ -141,7 +140,7 @@ def _arrange(widgets, figure):
     rows = [HBox([widgets[name] for name in row]) for row in _ROWS]
     return VBox([*rows, figure, widgets["facts"], widgets["close_up"]])
 
-# %% ../nbs/48_browser.ipynb #b3729fb3
+# %% ../nbs/48_browser.ipynb #76ec9578
 def _named_predictions(predictions):
     "Tables by name, read and checked."
     tables = {}
@@ -170,18 +169,16 @@ class EventBrowser:
         _connect(self)
         self.box = _arrange(self.widgets, self.figure)
 
+    def step(self,
+        by:int, # 1: the next one
+    ):
+        "Go on in the list of events that pass."
+        place = self.widgets["place"]
+        place.value = int(np.clip(place.value + by, 1, max(len(self.rows), 1)))
+
     def _repr_mimebundle_(self, **kwargs): return self.box._repr_mimebundle_(**kwargs)
 
-# %% ../nbs/48_browser.ipynb #f7085838
-@patch
-def step(self:EventBrowser,
-    by:int, # 1: the next one
-):
-    "Go on in the list of events that pass."
-    place = self.widgets["place"]
-    place.value = int(np.clip(place.value + by, 1, max(len(self.rows), 1)))
-
-# %% ../nbs/48_browser.ipynb #abdff6e1
+# %% ../nbs/48_browser.ipynb #b61170a5
 def _connect(browser):
     "The function that each widget triggers."
     import ipywidgets
@@ -206,7 +203,7 @@ def _open_file(browser):
         choice.value = before if before in kinds else None
     _filter(browser)
 
-# %% ../nbs/48_browser.ipynb #e57e9003
+# %% ../nbs/48_browser.ipynb #74ec822b
 def _filter(browser):
     "Which events pass; the one shown stays if it does."
     widgets = browser.widgets
@@ -230,7 +227,7 @@ def _predictions_of(browser, event_id) -> dict: # {name: (azimuth, zenith, kappa
         predictions[name] = (record.azimuth, record.zenith, kappa)
     return predictions
 
-# %% ../nbs/48_browser.ipynb #cd941a60
+# %% ../nbs/48_browser.ipynb #00e91fde
 def _show(browser):
     "Draw the event at the chosen place."
     widgets = browser.widgets
@@ -242,7 +239,7 @@ def _show(browser):
     predictions = _predictions_of(browser, int(browser.event["event_id"]))
     widgets["facts"].value = _facts(browser, browser.table.iloc[row], predictions)
 
-# %% ../nbs/48_browser.ipynb #b850cccb
+# %% ../nbs/48_browser.ipynb #f26fc887
 def _open_event(browser, row):
     "Draw an event of the table."
     record = browser.table.iloc[row]
@@ -274,12 +271,12 @@ def _draw_event(browser):
         browser.figure.update_layout(title_text=new.layout.title.text, **ranges)
     _trace(browser, "light").on_click(lambda trace, points, state: _clicked(browser, points))
 
-# %% ../nbs/48_browser.ipynb #a9312193
+# %% ../nbs/48_browser.ipynb #2d249456
 def _trace(browser, name):
     "A trace of the figure by its name in `meta`."
     return next(t for t in browser.figure.data if t.meta == name)
 
-# %% ../nbs/48_browser.ipynb #33dacf42
+# %% ../nbs/48_browser.ipynb #0bfbdad2
 def _clicked(browser, points):
     "Show the DOM that was clicked on."
     for k in points.point_inds[:1]: _show_dom(browser, int(browser.view.lit.sensor_id.iloc[k]))
@@ -295,14 +292,14 @@ def _move(browser):
             if trace.meta in changes: trace.update(changes[trace.meta])
     browser.widgets["until"].value = f"light until {browser.times[k]:,.0f} ns"
 
-# %% ../nbs/48_browser.ipynb #15bcad88
+# %% ../nbs/48_browser.ipynb #a583dfb1
 def _switch_noise(browser):
     "Auxiliary pulses on or off."
     with browser.figure.batch_update():
         for name in ("noise", "noise in time"):
             _trace(browser, name).visible = browser.widgets["noise"].value
 
-# %% ../nbs/48_browser.ipynb #dbb76051
+# %% ../nbs/48_browser.ipynb #2e6b4d97
 def _jump(browser):
     "To the event whose id was typed."
     text = browser.widgets["event_id"].value.strip()
@@ -325,7 +322,7 @@ def _html_table(head, rows) -> str:
         lines.append(f"<td>{name}</td>" + "".join(f"<td {style}>{value}</td>" for value in values))
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
-# %% ../nbs/48_browser.ipynb #933db2b0
+# %% ../nbs/48_browser.ipynb #710b1b55
 def _prediction_row(name, prediction, error, radius): # angles in radians, error in degrees
     "A line of the table of predictions; empty where something is not known."
     azimuth, zenith, kappa = prediction
@@ -334,7 +331,7 @@ def _prediction_row(name, prediction, error, radius): # angles in radians, error
             f"{kappa:.3g}" if kappa else "",
             f"{np.degrees(radius):.1f}" if radius else "")
 
-# %% ../nbs/48_browser.ipynb #40cf2094
+# %% ../nbs/48_browser.ipynb #1edcd832
 def _facts(browser, record, predictions) -> str: # HTML
     "What is known of an event, and the predictions of the runs."
     lit, known = browser.view.lit, []
@@ -349,7 +346,7 @@ def _facts(browser, record, predictions) -> str: # HTML
     head = ["azimuth [°]", "zenith [°]", "error [°]", "kappa", "r68 [°]"]
     return ", ".join(known) + _html_table(head, rows)
 
-# %% ../nbs/48_browser.ipynb #f219c40d
+# %% ../nbs/48_browser.ipynb #5d75ac78
 def _show_dom(browser, sensor_id):
     "The close-up of a hit DOM, below the facts."
     if browser.model is None: return

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from fastcore.basics import patch
 
 import iceaggr
 from .common import shorten
@@ -24,7 +23,7 @@ N_STRINGS = 86
 DOMS_PER_STRING = 60
 N_SENSORS = N_STRINGS * DOMS_PER_STRING
 
-# %% ../nbs/01_geometry.ipynb #e45ad7d8
+# %% ../nbs/01_geometry.ipynb #f63d8d16
 FIRST_DEEPCORE_STRING = 78      # counted from 0
 ORIGIN_DEPTH = 1948.07          # depth of z = 0 below the surface [m]
 DUST_LAYER = (1988.0, 2068.0)   # depth of the dirtiest ice [m]
@@ -111,7 +110,32 @@ class Geometry:
 
     def __repr__(self): return f"Geometry({self.name!r}, {len(self)} sensors on {N_STRINGS} strings)"
 
-# %% ../nbs/01_geometry.ipynb #3f64fbe3
+    @property
+    def string(self): return np.arange(len(self)) // DOMS_PER_STRING        # (5160,) 0 to 85
+
+    @property
+    def dom(self): return np.arange(len(self)) % DOMS_PER_STRING            # (5160,) 0 at the top to 59
+
+    @property
+    def is_deepcore(self): return self.string >= FIRST_DEEPCORE_STRING      # (5160,) bool
+
+    @property
+    def string_xy(self): return self.xyz[:, :2].reshape(N_STRINGS, -1, 2).mean(1)    # (86, 2) [m]
+
+    def neighbours(self, order:int=1) -> np.ndarray: # (5160, 2 * order) sensor ids
+        "The nearest DOMs on the same string: up 1, down 1, up 2, down 2, ...; -1: none."
+        return _neighbours(self, order)
+
+    def to_csv(self, path):
+        "Write the layout of `sensor_geometry.csv`."
+        _write_csv(self, path)
+
+    @classmethod
+    def from_weights(cls, path): # .safetensors of a model
+        "The detector that a model was trained for; ValueError if the file is not of such a model."
+        return cls(*_read_weights(path), name=Path(path).name)
+
+# %% ../nbs/01_geometry.ipynb #6803269a
 def _check_arrays(xyz, efficiency):
     "The right shapes and finite numbers, or an error."
     if xyz.shape != (N_SENSORS, 3) or efficiency.shape != (N_SENSORS,):
@@ -120,39 +144,18 @@ def _check_arrays(xyz, efficiency):
     if not (np.isfinite(xyz).all() and np.isfinite(efficiency).all() and (efficiency >= 0).all()):
         raise ValueError("geometry: positions must be finite and efficiencies finite and not negative")
 
-# %% ../nbs/01_geometry.ipynb #a8468733
-@patch(as_prop=True)
-def string(self:Geometry) -> np.ndarray: # (5160,) 0 to 85
-    "String of each sensor, counted from 0."
-    return np.arange(len(self)) // DOMS_PER_STRING
-
-@patch(as_prop=True)
-def dom(self:Geometry) -> np.ndarray: # (5160,) 0 to 59
-    "Place of each sensor on its string, counted from 0 at the top."
-    return np.arange(len(self)) % DOMS_PER_STRING
-
-@patch(as_prop=True)
-def is_deepcore(self:Geometry) -> np.ndarray: # (5160,) bool
-    "True for sensors of DeepCore."
-    return self.string >= FIRST_DEEPCORE_STRING
-
-@patch(as_prop=True)
-def string_xy(self:Geometry) -> np.ndarray: # (86, 2) [m]
-    "Mean position of each string from above."
-    return self.xyz[:, :2].reshape(N_STRINGS, -1, 2).mean(1)
-
-# %% ../nbs/01_geometry.ipynb #a8b5f742
-@patch
-def neighbours(self:Geometry,
-    order:int=1, # how many DOMs up and down the string
+# %% ../nbs/01_geometry.ipynb #2ff36f1a
+def _neighbours(
+    geometry:Geometry,
+    order:int, # how many DOMs up and down the string
 ) -> np.ndarray: # (5160, 2 * order) sensor ids: up 1, down 1, up 2, down 2, ...; -1: none
     "The nearest DOMs on the same string, nearest first."
     steps = np.array([step for k in range(1, order + 1) for step in (-k, k)], dtype=np.int64)
-    dom = self.dom[:, None] + steps
-    ids = self.string[:, None] * DOMS_PER_STRING + dom
+    dom = geometry.dom[:, None] + steps
+    ids = geometry.string[:, None] * DOMS_PER_STRING + dom
     return np.where((dom >= 0) & (dom < DOMS_PER_STRING), ids, -1)
 
-# %% ../nbs/01_geometry.ipynb #41b0bad6
+# %% ../nbs/01_geometry.ipynb #8effacc9
 def _parts(geometry): # of strings
     "Which strings to draw together: strings, colour, label."
     return ((slice(0, FIRST_DEEPCORE_STRING), BLUE, "main array"),
@@ -212,7 +215,7 @@ def string_lines(
     gap = np.full_like(xyz[:, 0], np.nan)
     return np.stack([xyz[:, 0], xyz[:, -1], gap], 1).reshape(-1, 3).astype(np.float32)
 
-# %% ../nbs/01_geometry.ipynb #e1912fde
+# %% ../nbs/01_geometry.ipynb #36f92401
 _HOVER = ("string %{customdata[0]}, DOM %{customdata[1]}<br>"
           "(%{x:.0f}, %{y:.0f}, %{z:.0f}) m<extra></extra>")
 
@@ -228,7 +231,7 @@ def _add_doms(fig, geometry):
         fig.add_scatter3d(**_coordinates(geometry.xyz[part]), mode="markers", name=name,
                           marker=dict(size=1.5, color=colour), customdata=numbers, hovertemplate=_HOVER)
 
-# %% ../nbs/01_geometry.ipynb #19be8b75
+# %% ../nbs/01_geometry.ipynb #fc55329a
 def _plot_views(geometry):
     "The detector from above and from the side, as a matplotlib figure."
     fig, axes = new_axes(2, width=9, height=4.6)
@@ -297,7 +300,7 @@ def _check_columns(table, columns, path):
         found = ", ".join(map(str, table.columns))
         raise ValueError(f"{path}: column {', '.join(missing)} missing; it has {found}")
 
-# %% ../nbs/01_geometry.ipynb #624aa00a
+# %% ../nbs/01_geometry.ipynb #6333bb67
 def _number(table, column, path) -> np.ndarray: # (rows,) float64
     "A column as finite numbers, or an error that names the row."
     values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64)
@@ -307,7 +310,7 @@ def _number(table, column, path) -> np.ndarray: # (rows,) float64
         raise ValueError(f"{path}: column {column} is not a finite number in {rows}")
     return values
 
-# %% ../nbs/01_geometry.ipynb #557b8576
+# %% ../nbs/01_geometry.ipynb #22ba836d
 def _efficiency(table, column, path) -> np.ndarray: # (rows,) float64
     "A column as efficiencies, or an error that names the row."
     values = _number(table, column, path)
@@ -332,7 +335,7 @@ def _check_ids(ids, path) -> np.ndarray: # (5160,) int64
         raise ValueError(f"{where}: {shorten(missing)} missing; give all {N_SENSORS} sensors of IceCube-86")
     return ids.astype(np.int64)
 
-# %% ../nbs/01_geometry.ipynb #ba9f6f84
+# %% ../nbs/01_geometry.ipynb #e791c5ad
 def _open_csv(path) -> pd.DataFrame:
     "A table of comma-separated values, or an error that says what it should be."
     try:
@@ -343,7 +346,7 @@ def _open_csv(path) -> pd.DataFrame:
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
         raise ValueError(f"{path}: not a table of comma-separated values ({e})") from None
 
-# %% ../nbs/01_geometry.ipynb #44415cc9
+# %% ../nbs/01_geometry.ipynb #c1114bd9
 def _read_csv(path) -> Geometry:
     "The detector of a `sensor_geometry.csv`."
     table = _open_csv(path)
@@ -354,13 +357,13 @@ def _read_csv(path) -> Geometry:
     efficiency = _efficiency(table, "efficiency", path)[order] if "efficiency" in table else None
     return Geometry(xyz, efficiency, name=Path(path).name)
 
-# %% ../nbs/01_geometry.ipynb #97941b39
-@patch
-def to_csv(self:Geometry, path):
+# %% ../nbs/01_geometry.ipynb #ef8c6bd3
+def _write_csv(geometry, path):
     "Write the layout of `sensor_geometry.csv`; efficiencies only where they are not the default."
-    table = pd.DataFrame(np.round(self.xyz, 6), columns=list("xyz"))
-    table.insert(0, "sensor_id", np.arange(len(self)))
-    if not np.array_equal(self.efficiency, default_efficiency()): table["efficiency"] = self.efficiency
+    table = pd.DataFrame(np.round(geometry.xyz, 6), columns=list("xyz"))
+    table.insert(0, "sensor_id", np.arange(len(geometry)))
+    if not np.array_equal(geometry.efficiency, default_efficiency()):
+        table["efficiency"] = geometry.efficiency
     table.to_csv(path, index=False)
 
 # %% ../nbs/01_geometry.ipynb #b7ea2760
@@ -403,7 +406,7 @@ def _place_doms(table, ids, found, path) -> np.ndarray: # (5160, 3) [m]
         xyz[:, i] = np.concatenate([_fill_string(*s) for s in zip(found, given, design, strict=True)])
     return xyz
 
-# %% ../nbs/01_geometry.ipynb #76e850cb
+# %% ../nbs/01_geometry.ipynb #3493813b
 def _read_graphnet(path) -> Geometry:
     "The detector of a table in GraphNeT's layout."
     table, ids = _open_graphnet(path)
@@ -416,19 +419,16 @@ def _read_graphnet(path) -> Geometry:
         efficiency[ids] = _efficiency(table.assign(rde=given), "rde", path)
     return Geometry(_place_doms(table, ids, found, path), efficiency, name=Path(path).name)
 
-# %% ../nbs/01_geometry.ipynb #59c9b508
-@patch(cls_method=True)
-def from_weights(cls:Geometry,
-    path, # .safetensors of a model
-) -> Geometry:
-    "The detector that a model was trained for; ValueError if the file is not of such a model."
+# %% ../nbs/01_geometry.ipynb #78c434df
+def _read_weights(path) -> tuple: # (5160, 3) positions [m], (5160,) efficiencies
+    "The sensors in a file of weights, or an error that names the file."
     from safetensors import safe_open
     if not Path(path).exists(): raise FileNotFoundError(f"no weights at {path}")
     try:
         with safe_open(path, "np") as f: sensors = f.get_tensor("t2.sensors").astype(np.float64)
     except Exception as e:
         raise ValueError(f"{path} is not a model of iceaggr ({e})") from e
-    return cls(sensors[:, :3], sensors[:, 5], name=Path(path).name)
+    return sensors[:, :3], sensors[:, 5]
 
 # %% ../nbs/01_geometry.ipynb #301d885e
 _READERS = {".csv": _read_csv, ".parquet": _read_graphnet, ".safetensors": Geometry.from_weights}
@@ -469,7 +469,7 @@ def _check_distances(places, nearest, distance, geometry, tolerance):
         f"{geometry.name}; the furthest, ({place}), is {distance[k]:.1f} m from sensor {nearest[k]}: "
         "give the geometry that the events were recorded with, in metres")
 
-# %% ../nbs/01_geometry.ipynb #3cff999b
+# %% ../nbs/01_geometry.ipynb #fd124d1f
 def sensors_at(
     xyz:np.ndarray, # (n, 3) positions [m]
     geometry:Geometry, # the detector
