@@ -23,7 +23,7 @@ N_STRINGS = 86
 DOMS_PER_STRING = 60
 N_SENSORS = N_STRINGS * DOMS_PER_STRING
 
-# %% ../nbs/01_geometry.ipynb #f63d8d16
+# %% ../nbs/01_geometry.ipynb #3b79b7ef
 FIRST_DEEPCORE_STRING = 78      # counted from 0
 ORIGIN_DEPTH = 1948.07          # depth of z = 0 below the surface [m]
 DUST_LAYER = (1988.0, 2068.0)   # depth of the dirtiest ice [m]
@@ -57,7 +57,7 @@ def _deepcore_strings() -> np.ndarray: # (8, 2) x, y [m]
     radius = np.full(8, 1 / np.sqrt(3))
     radius[:2] = 1 / 3                                      # the two inner strings
     directions = _unit(_GRID_TILT + np.array(_DEEPCORE_ANGLES))
-    return _CENTRE + _GRID_SPACING * radius[:, None] * directions
+    return _CENTRE + _GRID_SPACING * (radius[:, None] * directions)
 
 def _nominal_strings() -> np.ndarray: # (86, 2) x, y [m]
     "Positions of the strings from the design figures."
@@ -135,7 +135,7 @@ class Geometry:
         "The detector that a model was trained for; ValueError if the file is not of such a model."
         return cls(*_read_weights(path), name=Path(path).name)
 
-# %% ../nbs/01_geometry.ipynb #6803269a
+# %% ../nbs/01_geometry.ipynb #ca1f8fc0
 def _check_arrays(xyz, efficiency):
     "The right shapes and finite numbers, or an error."
     if xyz.shape != (N_SENSORS, 3) or efficiency.shape != (N_SENSORS,):
@@ -144,7 +144,7 @@ def _check_arrays(xyz, efficiency):
     if not (np.isfinite(xyz).all() and np.isfinite(efficiency).all() and (efficiency >= 0).all()):
         raise ValueError("geometry: positions must be finite and efficiencies finite and not negative")
 
-# %% ../nbs/01_geometry.ipynb #2ff36f1a
+# %% ../nbs/01_geometry.ipynb #eaffff1c
 def _neighbours(
     geometry:Geometry,
     order:int, # how many DOMs up and down the string
@@ -155,7 +155,7 @@ def _neighbours(
     ids = geometry.string[:, None] * DOMS_PER_STRING + dom
     return np.where((dom >= 0) & (dom < DOMS_PER_STRING), ids, -1)
 
-# %% ../nbs/01_geometry.ipynb #8effacc9
+# %% ../nbs/01_geometry.ipynb #c8db8dc4
 def _parts(geometry): # of strings
     "Which strings to draw together: strings, colour, label."
     return ((slice(0, FIRST_DEEPCORE_STRING), BLUE, "main array"),
@@ -215,7 +215,7 @@ def string_lines(
     gap = np.full_like(xyz[:, 0], np.nan)
     return np.stack([xyz[:, 0], xyz[:, -1], gap], 1).reshape(-1, 3).astype(np.float32)
 
-# %% ../nbs/01_geometry.ipynb #36f92401
+# %% ../nbs/01_geometry.ipynb #be8ba78d
 _HOVER = ("string %{customdata[0]}, DOM %{customdata[1]}<br>"
           "(%{x:.0f}, %{y:.0f}, %{z:.0f}) m<extra></extra>")
 
@@ -231,7 +231,7 @@ def _add_doms(fig, geometry):
         fig.add_scatter3d(**_coordinates(geometry.xyz[part]), mode="markers", name=name,
                           marker=dict(size=1.5, color=colour), customdata=numbers, hovertemplate=_HOVER)
 
-# %% ../nbs/01_geometry.ipynb #fc55329a
+# %% ../nbs/01_geometry.ipynb #e92a4016
 def _plot_views(geometry):
     "The detector from above and from the side, as a matplotlib figure."
     fig, axes = new_axes(2, width=9, height=4.6)
@@ -300,7 +300,7 @@ def _check_columns(table, columns, path):
         found = ", ".join(map(str, table.columns))
         raise ValueError(f"{path}: column {', '.join(missing)} missing; it has {found}")
 
-# %% ../nbs/01_geometry.ipynb #6333bb67
+# %% ../nbs/01_geometry.ipynb #bf6b02f0
 def _number(table, column, path) -> np.ndarray: # (rows,) float64
     "A column as finite numbers, or an error that names the row."
     values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64)
@@ -310,7 +310,7 @@ def _number(table, column, path) -> np.ndarray: # (rows,) float64
         raise ValueError(f"{path}: column {column} is not a finite number in {rows}")
     return values
 
-# %% ../nbs/01_geometry.ipynb #22ba836d
+# %% ../nbs/01_geometry.ipynb #57a9a93f
 def _efficiency(table, column, path) -> np.ndarray: # (rows,) float64
     "A column as efficiencies, or an error that names the row."
     values = _number(table, column, path)
@@ -335,7 +335,7 @@ def _check_ids(ids, path) -> np.ndarray: # (5160,) int64
         raise ValueError(f"{where}: {shorten(missing)} missing; give all {N_SENSORS} sensors of IceCube-86")
     return ids.astype(np.int64)
 
-# %% ../nbs/01_geometry.ipynb #e791c5ad
+# %% ../nbs/01_geometry.ipynb #9b54ea14
 def _open_csv(path) -> pd.DataFrame:
     "A table of comma-separated values, or an error that says what it should be."
     try:
@@ -346,7 +346,7 @@ def _open_csv(path) -> pd.DataFrame:
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
         raise ValueError(f"{path}: not a table of comma-separated values ({e})") from None
 
-# %% ../nbs/01_geometry.ipynb #c1114bd9
+# %% ../nbs/01_geometry.ipynb #99ed3c3b
 def _read_csv(path) -> Geometry:
     "The detector of a `sensor_geometry.csv`."
     table = _open_csv(path)
@@ -357,7 +357,7 @@ def _read_csv(path) -> Geometry:
     efficiency = _efficiency(table, "efficiency", path)[order] if "efficiency" in table else None
     return Geometry(xyz, efficiency, name=Path(path).name)
 
-# %% ../nbs/01_geometry.ipynb #ef8c6bd3
+# %% ../nbs/01_geometry.ipynb #6fd6398b
 def _write_csv(geometry, path):
     "Write the layout of `sensor_geometry.csv`; efficiencies only where they are not the default."
     table = pd.DataFrame(np.round(geometry.xyz, 6), columns=list("xyz"))
@@ -406,7 +406,7 @@ def _place_doms(table, ids, found, path) -> np.ndarray: # (5160, 3) [m]
         xyz[:, i] = np.concatenate([_fill_string(*s) for s in zip(found, given, design, strict=True)])
     return xyz
 
-# %% ../nbs/01_geometry.ipynb #3493813b
+# %% ../nbs/01_geometry.ipynb #858c1f63
 def _read_graphnet(path) -> Geometry:
     "The detector of a table in GraphNeT's layout."
     table, ids = _open_graphnet(path)
@@ -419,7 +419,7 @@ def _read_graphnet(path) -> Geometry:
         efficiency[ids] = _efficiency(table.assign(rde=given), "rde", path)
     return Geometry(_place_doms(table, ids, found, path), efficiency, name=Path(path).name)
 
-# %% ../nbs/01_geometry.ipynb #78c434df
+# %% ../nbs/01_geometry.ipynb #55b960c7
 def _read_weights(path) -> tuple: # (5160, 3) positions [m], (5160,) efficiencies
     "The sensors in a file of weights, or an error that names the file."
     from safetensors import safe_open
@@ -469,7 +469,7 @@ def _check_distances(places, nearest, distance, geometry, tolerance):
         f"{geometry.name}; the furthest, ({place}), is {distance[k]:.1f} m from sensor {nearest[k]}: "
         "give the geometry that the events were recorded with, in metres")
 
-# %% ../nbs/01_geometry.ipynb #fd124d1f
+# %% ../nbs/01_geometry.ipynb #c3335aaf
 def sensors_at(
     xyz:np.ndarray, # (n, 3) positions [m]
     geometry:Geometry, # the detector
