@@ -26,3 +26,41 @@ def new_axes(
         ax.spines[["top", "right"]].set_visible(False)
         ax.set(**labels)
     return figure, axes
+
+# %% ../nbs/54_style.ipynb #2f4c0736
+def _draw_png(static) -> str: # base64
+    "A matplotlib figure as a PNG, encoded as notebooks store it; the figure is closed."
+    import base64
+    import io
+
+    import matplotlib.pyplot as plt
+    picture, figure = io.BytesIO(), static()
+    figure.savefig(picture, format="png", dpi=90)
+    plt.close(figure)
+    return base64.b64encode(picture.getvalue()).decode()
+
+# %% ../nbs/54_style.ipynb #a9e16f2c
+def _in_kernel() -> bool:
+    "True in JupyterLab and the like."
+    from IPython import get_ipython
+    return getattr(get_ipython(), "kernel", None) is not None
+
+# %% ../nbs/54_style.ipynb #e6783081
+def interactive_figure(
+    static, # callable without arguments that returns a matplotlib figure
+): # empty plotly figure
+    "A plotly figure that also displays as the PNG of a static figure."
+    import plotly.graph_objects as go
+
+    class InteractiveFigure(go.Figure):
+        "A plotly figure with a static picture."
+        def _repr_mimebundle_(self, *args, **kwargs):
+            return {**super()._repr_mimebundle_(*args, **kwargs), "image/png": _draw_png(static)}
+
+        def _ipython_display_(self):
+            from IPython.display import display
+            bundle = {} if _in_kernel() else self._repr_mimebundle_()
+            if len(bundle) < 2: return super()._ipython_display_()      # plotly's way, be it a browser
+            display(bundle, raw=True)
+
+    return InteractiveFigure()
