@@ -17,7 +17,7 @@ from iceaggr.engine.distributed import balanced_share
 from iceaggr.dom_transformer import DOMTransformer
 from iceaggr.testing import write_tiny
 from iceaggr.engine.loading import PackedBatches, packed_batch
-from iceaggr.packing import collate_dom_packing, pack_lengths, split_batch
+from iceaggr.packing import collate_dom_packing, pack_lengths, reference_collate, split_batch
 
 # An event: pulses on a few sensors, some of them many times, in any order of time.
 event = st.lists(st.tuples(st.integers(0, 5159), st.integers(1, 70)), min_size=1, max_size=6)
@@ -198,3 +198,71 @@ def test_real_physics_batches(ppc_root, tmp_path):
         same(batch, packed_batch(a, indices))
         same(batch, collate_dom_packing(a.__getitems__(indices)))
         assert len(batch["packed_sequences"]) <= -(-int(n[np.asarray(indices)].sum()) // 512) + 1
+
+
+def test_loop_and_vectorised_form_hold_the_same_pulses(ppc_root):
+    "The loop over DOMs defines packing: the same DOMs, with the same pulses."
+    ds = IceCubeDataset(ppc_root, batch_ids=[3], max_events=48)
+    events = ds.__getitems__(range(48))
+    for length in (16, 512):
+        a, b = collate_dom_packing(events, length), reference_collate(events, length)
+        for key in ("dom_to_event_idx", "sensor_ids", "event_ids", "event_dom_counts", "targets", "total_doms"):
+            same(a["metadata"][key], b["metadata"][key])
+        for batch in (a, b):
+            mask, dom = batch["dom_mask"], batch["metadata"]["global_dom_ids"]
+            assert mask.sum() == sum(int(e["n_pulses"]) for e in events)
+            batch["rows"] = rows(torch.cat([dom[mask][:, None], batch["packed_sequences"][mask]], 1))
+        assert a["rows"] == b["rows"]
+
+
+@pytest.mark.parametrize("length", [1, 8, 16, 512, "auto"])
+def test_single_pulses_and_long_doms(length):
+    "DOMs of 1, of a full sequence and of several sequences; sensors at both ends of the numbering."
+    events = [make([(5, 1)], 7), make([(5, 33), (9, 1), (5159, 8)], 3), make([(2, 100), (3, 16)], 9)]
+    batch = collate_dom_packing(events, length)
+    if length == "auto": assert batch["packed_sequences"].shape[1] == 128
+    pulses = batch["packed_sequences"].view(-1, 4)[batch["metadata"]["pulse_positions"]]
+    assert rows(pulses) == rows(torch.cat([e["pulse_features"] for e in events]))
+    shuffled = [dict(e, pulse_features=e["pulse_features"].flip(0)) for e in events]
+    assert rows(collate_dom_packing(shuffled, length)["packed_sequences"].view(-1, 4)) == \
+        rows(batch["packed_sequences"].view(-1, 4))
+
+
+def test_events_that_cannot_be_packed():
+    "The message names the event and what is wrong with it."
+    event = make([(5, 1)], 7)
+    for bad, words in (([], "empty"), ([dict(event, pulse_features=torch.zeros(0, 4))], "7 has no pulses"),
+                       ([event, event], "twice"),
+                       ([dict(event, pulse_features=torch.tensor([[np.nan, 1, 1, 0]]))], "event 7")):
+        with pytest.raises(ValueError, match=words): collate_dom_packing(bad)
+
+
+def test_hardly_a_cell_is_padding(ppc_root):
+    "At most one sequence more than the pulses fill; all but the last two are at least 99 % full."
+    ds = IceCubeDataset(ppc_root, batch_ids=[1], max_events=1_000)
+    for start in range(0, len(ds) - 127, 128):
+        mask = collate_dom_packing(ds.__getitems__(range(start, start + 128)))["dom_mask"]
+        full = mask.float().mean(1).sort(descending=True).values
+        assert len(full) <= -(-int(mask.sum()) // 512) + 1
+        assert (full[:-2] >= 0.99).all()
+
+
+@pytest.mark.parametrize("length, most", [(512, 4), (64, 1), (16, 3)])
+def test_parts_hold_the_whole_batch(ppc_root, length, most):
+    "Nothing is lost or moved between parts; a batch without the keys that packing adds is cut alike."
+    whole = collate_dom_packing(IceCubeDataset(ppc_root, batch_ids=[1], max_events=40), length)
+    m, parts = whole["metadata"], list(split_batch(whole, most))
+    assert all(len(p["packed_sequences"]) <= most or p["metadata"]["total_doms"] == 1 for p in parts)
+    for key in ("sensor_ids", "dom_features", "dom_pulse_counts"):
+        same(torch.cat([p["metadata"][key] for p in parts]), m[key])
+    for key in ("event_ids", "event_dom_counts", "event_times"):
+        found = torch.cat([p["metadata"][key][p["metadata"]["dom_to_event_idx"]] for p in parts])
+        same(found, m[key][m["dom_to_event_idx"]])
+    pulses = [p["packed_sequences"].view(-1, 4)[p["metadata"]["pulse_positions"]] for p in parts]
+    same(torch.cat(pulses), whole["packed_sequences"].view(-1, 4)[m["pulse_positions"]])
+    keys = ("global_dom_ids", "total_doms", "dom_to_event_idx", "sensor_ids", "event_ids", "targets",
+            "event_dom_counts", "dom_features")
+    plain = dict(whole, metadata={k: m[k] for k in keys})
+    for a, b in zip(split_batch(plain, most), parts, strict=True):
+        same(a["packed_sequences"], b["packed_sequences"])
+        same(a["metadata"]["event_times"], b["metadata"]["event_times"])
