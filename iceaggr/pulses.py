@@ -31,7 +31,7 @@ def dom_order(
     dom = key >> bits
     return key & ((1 << bits) - 1), np.flatnonzero(np.append(True, dom[1:] != dom[:-1]))
 
-# %% ../nbs/06_pulses.ipynb #2aadead1
+# %% ../nbs/06_pulses.ipynb #e7ca4ec6
 def describe_doms(
     sensor_id, # (P,) of pulses sorted by (event, sensor, time)
     time, # (P,)
@@ -43,7 +43,7 @@ def describe_doms(
     return dict(sensor_id=sensor_id[start], n_pulses=np.diff(start, append=len(time)).astype(np.int32),
                 first_time=time[start], charge=total)
 
-# %% ../nbs/06_pulses.ipynb #93edbcb5
+# %% ../nbs/06_pulses.ipynb #d1327094
 def late_pulses(
     event, # (P,) event of each pulse, ascending
     time, # (P,)
@@ -61,7 +61,7 @@ def ranges(
     ends = np.cumsum(count)
     return np.repeat(start - (ends - count), count) + np.arange(ends[-1] if len(ends) else 0)
 
-# %% ../nbs/06_pulses.ipynb #6c81814f
+# %% ../nbs/06_pulses.ipynb #f676bc20
 def cut_batches(
     n, # (k,) pulses of each event, in the order in which they come
     batch_size:int, # most events per batch
@@ -113,7 +113,7 @@ def event_time_reference(
     time = first_time[order[middle.clamp(max=len(order) - 1)]]
     return torch.where(total > 0, time, torch.zeros_like(time))
 
-# %% ../nbs/06_pulses.ipynb #5166d066
+# %% ../nbs/06_pulses.ipynb #1c3a99ed
 def _by_event_and_time(time, event, n_events):
     "Order of DOMs by (event, time)."
     bits, width = (len(time) - 1).bit_length(), 64
@@ -128,7 +128,7 @@ def _by_event_and_time(time, event, n_events):
     key = torch.from_numpy(np.sort(key.numpy())) if on_cpu else key.sort().values
     return key & ((1 << bits) - 1)
 
-# %% ../nbs/06_pulses.ipynb #e7c41c34
+# %% ../nbs/06_pulses.ipynb #28f641b1
 def _ordered_bits(x):
     "Whole numbers from 0 on in the order of float32 numbers."
     key = (x.float() + 0.).view(torch.int32).long()             # + 0.: the negative zero has other bits
@@ -138,7 +138,7 @@ def _ordered_bits(x):
 # %% ../nbs/06_pulses.ipynb #3c712913
 COLUMNS = "time", "charge", "sensor_id", "auxiliary"
 
-# %% ../nbs/06_pulses.ipynb #79815dae
+# %% ../nbs/06_pulses.ipynb #9c5c0b13
 class Pulses:
     "The pulses, hit DOMs and events of one file, the pulses sorted by (event, sensor_id, time)."
     def __init__(self,
@@ -184,7 +184,7 @@ def join_hits(
     times = join(p["event_time"] for p in parts)[order]
     return dict(columns=columns, doms=doms, n_doms=n_doms[order], event_time=times)
 
-# %% ../nbs/06_pulses.ipynb #a0ab552f
+# %% ../nbs/06_pulses.ipynb #d1908a9b
 def _own_hits(file, events, offset):
     "`Pulses.hits` with pulses of these events only, counted from an offset."
     part, first, n = file.hits(events), file.events["first_pulse"][events], file.events["n_pulses"][events]
@@ -196,7 +196,7 @@ def _own_hits(file, events, offset):
 # %% ../nbs/06_pulses.ipynb #2113fe01
 BLOCK_PULSES = 1 << 16              # pulses sorted at once
 
-# %% ../nbs/06_pulses.ipynb #effd245d
+# %% ../nbs/06_pulses.ipynb #fb760bc2
 class PulseBlocks:
     "Sorts the pulses of a file while they come in, a block of whole events at a time."
     def __init__(self,
@@ -226,7 +226,7 @@ class PulseBlocks:
         "The tables of all events; `order` is the order in which they came."
         return _join_blocks(self, order)
 
-# %% ../nbs/06_pulses.ipynb #dede6f38
+# %% ../nbs/06_pulses.ipynb #36d4a1bb
 def _sort_block(
     file, # PulseBlocks, whose columns are sorted in place
     first, # event
@@ -248,18 +248,18 @@ def _sort_block(
     times = _reference_times(doms, event, last - first)
     return dict(doms, first_pulse=start + low), np.bincount(event, minlength=last - first), times
 
-# %% ../nbs/06_pulses.ipynb #9d7ddb14
+# %% ../nbs/06_pulses.ipynb #7643f60d
 def _reorder(block, order):
     "Bring the columns of a block into an order, in place."
     for name in COLUMNS: block[name][:] = block[name].take(order)
 
-# %% ../nbs/06_pulses.ipynb #90e85d39
+# %% ../nbs/06_pulses.ipynb #602bdf73
 def _reference_times(doms, event, n_events):
     "`event_time_reference` for arrays."
     time, charge = torch.from_numpy(doms["first_time"]).float(), torch.from_numpy(doms["charge"])
     return event_time_reference(time, charge, torch.from_numpy(event), n_events).numpy()
 
-# %% ../nbs/06_pulses.ipynb #9483ae5b
+# %% ../nbs/06_pulses.ipynb #fce33196
 def _join_blocks(file, order):
     "`Pulses` of sorted blocks."
     if not file.blocks:                            # no events: empty tables with the right types
