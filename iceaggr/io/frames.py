@@ -25,8 +25,8 @@ def _number_events(
         number = ids.to_numpy(np.float64, na_value=np.nan)
         bad = ~((number == np.floor(number)) & (np.abs(number) < 2.0 ** 63))
         if bad.any():
-            raise ValueError(f"column event_id: {str(given.iloc[bad.argmax()])!r} is not a whole number of 64 "
-                             "bits: number the events")
+            raise ValueError(f"column event_id: {str(given.iloc[bad.argmax()])!r} is not a whole number of "
+                             "64 bits: number the events")
     return pd.factorize(ids.to_numpy(np.int64))
 
 # %% ../../nbs/46a_frames.ipynb #b5ea5f59
@@ -37,8 +37,7 @@ def _pulse_columns(
 ): # (P, 4) float64 time [ns], charge [p.e.], sensor_id, auxiliary
     "The columns of a table of pulses as numbers; times of late events count from their first pulse."
     given = {c: pulses[c] for c in ("time", "charge", "sensor_id")}
-    absent = pd.Series(False, index=pulses.index)
-    given["auxiliary"] = pulses["auxiliary"] if "auxiliary" in pulses else absent
+    given["auxiliary"] = pulses.get("auxiliary", pd.Series(False, index=pulses.index))
     _check_is_no_date(given["time"])
     numbers = {c: pd.to_numeric(x, errors="coerce") for c, x in given.items()}
     table = np.stack([x.to_numpy(np.float64, na_value=np.nan) for x in numbers.values()], 1)
@@ -50,7 +49,7 @@ def _pulse_columns(
     table[:, 0] = count_times(numbers["time"], event_id)
     return table
 
-# %% ../../nbs/46a_frames.ipynb #176e71ac
+# %% ../../nbs/46a_frames.ipynb #28f0443d
 def _impossible(table, n_sensors): # yields column, (P,) bool, what is wrong
     "The rules for each column."
     time, charge, sensor, auxiliary = table.T
@@ -62,7 +61,7 @@ def _impossible(table, n_sensors): # yields column, (P,) bool, what is wrong
     yield "sensor_id", outside, f"is not a whole number in 0 to {n_sensors - 1}"
     yield "auxiliary", ~np.isin(auxiliary, (0, 1)), "is neither 0 nor 1"
 
-# %% ../../nbs/46a_frames.ipynb #009232c6
+# %% ../../nbs/46a_frames.ipynb #50f76d24
 def _check_is_no_date(time):
     "ValueError for dates and time differences: their unit is not known here."
     kind = "date" if time.dtype.kind in "mM" else ""
@@ -71,7 +70,7 @@ def _check_is_no_date(time):
         raise ValueError(f"column time: its type is {time.dtype}; give nanoseconds as numbers, such as "
                          "(t - t.min()) / pd.Timedelta('1ns')")
 
-# %% ../../nbs/46a_frames.ipynb #38ed65e5
+# %% ../../nbs/46a_frames.ipynb #658a23f3
 def _warn_of_units(
     table, # (P, 4) from `_pulse_columns`
     order, # (P,) pulses by event and time
@@ -85,8 +84,8 @@ def _warn_of_units(
     length, charge = np.median(table[last, 0] - table[first, 0]), np.median(table[:, 1])
     if not 100 <= length <= 1e6:
         side = "less" if length < 100 else "more"
-        warnings.warn(f"column time: half of the events last {length:.3g} or {side}: is the unit nanoseconds?",
-                      stacklevel=stacklevel)
+        warnings.warn(f"column time: half of the events last {length:.3g} or {side}: "
+                      "is the unit nanoseconds?", stacklevel=stacklevel)
     if not 0.01 <= charge <= 100:
         side = "less" if charge < 1 else "more"
         warnings.warn(f"column charge: half of the pulses have {charge:.3g} or {side}: "
@@ -110,7 +109,7 @@ def frame_to_events(
     return [dict(pulse_features=x, event_id=torch.tensor(i), n_pulses=torch.tensor(len(x)))
             for i, x in zip(ids.tolist(), parts, strict=True)]
 
-# %% ../../nbs/46a_frames.ipynb #f1119b56
+# %% ../../nbs/46a_frames.ipynb #9b8ed51c
 def _with_columns(pulses):
     "The frame with event_id as a column; ValueError if a column is missing or duplicated."
     if "event_id" in pulses.index.names:
