@@ -22,9 +22,11 @@ from iceaggr.engine.loading import PackedBatches
 folder, form, batches = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 root = write_tiny(folder / "data", {b: 200 for b in range(1, 9)})
 if form == "prepared": root = prepare(root, folder / "prepared", progress=False)
-ds = IceCubeDataset(root, cache_size=2)                         # of Parquet two of eight files are held, so files are decoded over and over
+ds = IceCubeDataset(root, cache_size=2)                 # two of eight Parquet files: decoded over and over
 sampler, done, seen = EventBatchSampler(ds, 16), 0, []
-def look(): gc.collect(); seen.append((done, resident_memory(), len(os.listdir("/proc/self/fd")), len(ds._open)))
+def look():
+    gc.collect()
+    seen.append((done, resident_memory(), len(os.listdir("/proc/self/fd")), len(ds._open)))
 def some(n):
     global done
     stop = done + n
@@ -44,7 +46,9 @@ print(json.dumps(seen))
 @pytest.mark.parametrize("form", ["parquet", "prepared"])
 @pytest.mark.parametrize("batches, growth", [(500, 8e6), pytest.param(10_000, 8e6, marks=pytest.mark.slow)])
 def test_reading_does_not_grow(tmp_path, form, batches, growth):
-    run = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path), form, str(batches)], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path), form, str(batches)], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     seen = json.loads(run.stdout)
     print(form, [(n, f"{rss / 1e6:.1f} MB", files, held) for n, rss, files, held in seen])
@@ -57,8 +61,14 @@ def test_reading_does_not_grow(tmp_path, form, batches, growth):
 def test_prepared_files_that_stay_open_are_bounded(tmp_path, monkeypatch):
     "However many files there are: three descriptors for each of those that are held, or fewer."
     import iceaggr.data as data
+    from iceaggr.engine.prepare import prepare
     from iceaggr.testing import write_tiny
-    root = prepare(write_tiny(tmp_path / "data", {b: 2 for b in range(1, 31)}), tmp_path / "prepared", progress=False)
+
+    root = prepare(
+        write_tiny(tmp_path / "data", {b: 2 for b in range(1, 31)}),
+        tmp_path / "prepared",
+        progress=False,
+    )
     monkeypatch.setattr(data, "MAPPED_FILES", 5)
     gc.collect()
     before, most = len(os.listdir("/proc/self/fd")), 0

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 from iceaggr.accumulator import EventAccumulator
 from iceaggr.data import IceCubeDataset
-from iceaggr.engine.loading import EventBatchSampler
-from iceaggr.engine.prepare import prepare
-from iceaggr.engine.distributed import balanced_share
 from iceaggr.dom_transformer import DOMTransformer
+from iceaggr.engine.distributed import balanced_share
+from iceaggr.engine.loading import EventBatchSampler, PackedBatches, packed_batch
+from iceaggr.engine.prepare import prepare
+from iceaggr.packing import collate_dom_packing, pack_lengths, reference_collate, split_batch
 from iceaggr.testing import write_tiny
-from iceaggr.engine.loading import PackedBatches, packed_batch
-from iceaggr.packing import collate_dom_packing, pack_lengths, split_batch
 
 # An event: pulses on a few sensors, some of them many times, in any order of time.
 event = st.lists(st.tuples(st.integers(0, 5159), st.integers(1, 70)), min_size=1, max_size=6)
@@ -30,7 +29,11 @@ def make(doms, event_id):
     time = torch.randint(0, 80_000, sensor.shape, generator=g).float()
     charge = torch.randint(1, 4_000, sensor.shape, generator=g) * 0.025
     aux = torch.randint(0, 2, sensor.shape, generator=g).float()
-    return dict(pulse_features=torch.stack([time, charge, sensor, aux], 1), event_id=torch.tensor(event_id), n_pulses=torch.tensor(len(sensor)))
+    return dict(
+        pulse_features=torch.stack([time, charge, sensor, aux], 1),
+        event_id=torch.tensor(event_id),
+        n_pulses=torch.tensor(len(sensor)),
+    )
 
 
 def rows(x):
@@ -53,8 +56,10 @@ def test_every_pulse_is_in_exactly_one_place(doms, L):
     pulses = batch["packed_sequences"].view(-1, 4)[m["pulse_positions"]]
     owner = torch.repeat_interleave(torch.arange(m["total_doms"]), m["dom_pulse_counts"])
     assert torch.equal(m["global_dom_ids"].view(-1)[m["pulse_positions"]], owner)
-    assert (pulses[:, 0].diff() >= 0)[owner.diff() == 0].all()          # the order of time, also from chunk to chunk
-    for d in range(m["total_doms"]):                       # a DOM that fits lies in one sequence, in the order of time
+    assert (pulses[:, 0].diff() >= 0)[
+        owner.diff() == 0
+    ].all()  # the order of time, also from chunk to chunk
+    for d in range(m["total_doms"]):  # a DOM that fits lies in one sequence, in the order of time
         where = (m["global_dom_ids"] == d).nonzero()
         if sizes[d] <= batch["packed_sequences"].shape[1]:
             assert len(where[:, 0].unique()) == 1
@@ -95,9 +100,20 @@ def same(a, b):
 
 def plain_batch(events, L):
     "The tables of a batch worked out by pandas: pulses by (event, sensor, time), and one row a DOM."
-    frame = pd.concat([pd.DataFrame(e["pulse_features"].double().numpy(), columns=["time", "charge", "sensor", "aux"]).assign(event=i) for i, e in enumerate(events)])
+    frame = pd.concat(
+        [
+            pd.DataFrame(
+                e["pulse_features"].double().numpy(), columns=["time", "charge", "sensor", "aux"]
+            ).assign(event=i)
+            for i, e in enumerate(events)
+        ]
+    )
     frame = frame.sort_values(["event", "sensor", "time"], kind="stable")
-    doms = frame.groupby(["event", "sensor"]).agg(time=("time", "min"), charge=("charge", "sum"), n=("time", "size")).reset_index()
+    doms = (
+        frame.groupby(["event", "sensor"])
+        .agg(time=("time", "min"), charge=("charge", "sum"), n=("time", "size"))
+        .reset_index()
+    )
     return frame, doms
 
 
@@ -107,12 +123,20 @@ def forms(tmp_path_factory):
     root = write_tiny(tmp_path_factory.mktemp("forms") / "kaggle", {1: 40, 2: 25, 7: 30, 12: 1}, seed=4)
     for path in (root / "train").iterdir():
         table = pd.read_parquet(path)
-        table.assign(time=table.time // 300 * 300, sensor_id=(table.sensor_id % 7).astype(np.int16)).to_parquet(path)       # many pulses a DOM
-    return IceCubeDataset(root, cache_size=4), IceCubeDataset(prepare(root, root.parent / "prepared", progress=False))
+        table.assign(
+            time=table.time // 300 * 300, sensor_id=(table.sensor_id % 7).astype(np.int16)
+        ).to_parquet(path)  # many pulses a DOM
+    return IceCubeDataset(root, cache_size=4), IceCubeDataset(
+        prepare(root, root.parent / "prepared", progress=False)
+    )
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(st.integers(-96, 95), min_size=1, max_size=40, unique_by=lambda i: i % 96), st.sampled_from([1, 5, 64, 512, "auto"]), st.booleans())
+@given(
+    st.lists(st.integers(-96, 95), min_size=1, max_size=40, unique_by=lambda i: i % 96),
+    st.sampled_from([1, 5, 64, 512, "auto"]),
+    st.booleans(),
+)
 def test_all_ways_give_the_same_batch(forms, indices, L, as_array):
     "From Parquet, from prepared files, from events one by one: several files, any order."
     parquet, prepared = forms
@@ -122,10 +146,19 @@ def test_all_ways_give_the_same_batch(forms, indices, L, as_array):
     for ds in forms: same(packed_batch(ds, given, L), expected)
     frame, doms = plain_batch(events, L)                                                # and they are right
     m = expected["metadata"]
-    assert torch.equal(expected["packed_sequences"].view(-1, 4)[m["pulse_positions"]], torch.tensor(frame[["time", "charge", "sensor", "aux"]].to_numpy(np.float32)))
-    assert m["sensor_ids"].tolist() == doms.sensor.tolist() and m["dom_to_event_idx"].tolist() == doms.event.tolist() and m["dom_pulse_counts"].tolist() == doms.n.tolist()
+    assert torch.equal(
+        expected["packed_sequences"].view(-1, 4)[m["pulse_positions"]],
+        torch.tensor(frame[["time", "charge", "sensor", "aux"]].to_numpy(np.float32)),
+    )
+    assert (
+        m["sensor_ids"].tolist() == doms.sensor.tolist()
+        and m["dom_to_event_idx"].tolist() == doms.event.tolist()
+        and m["dom_pulse_counts"].tolist() == doms.n.tolist()
+    )
     assert torch.equal(m["dom_features"], torch.tensor(doms[["time", "charge", "n"]].to_numpy(np.float32)))
-    assert torch.equal(m["event_dom_counts"], torch.bincount(m["dom_to_event_idx"])) and m["event_ids"].tolist() == [int(e["event_id"]) for e in events]
+    assert torch.equal(m["event_dom_counts"], torch.bincount(m["dom_to_event_idx"])) and m[
+        "event_ids"
+    ].tolist() == [int(e["event_id"]) for e in events]
     assert torch.equal(m["targets"], torch.stack([e["target"] for e in events]))
 
 
@@ -148,13 +181,17 @@ def test_loader_gives_the_batches(forms, method):
         whole = list(EventBatchSampler(ds, 16, seed=1)) + [[], [5]]
         lists = [[b[i] for i in share(ds.n_pulses[b])] for b in whole]
         batches = PackedBatches(ds, whole, 64, share=share)
-        batches[0]                                                                         # files are open when the workers start
+        batches[0]  # files are open when the workers start
         assert len(batches) == len(lists) and batches[-1] is None and len(pickle.dumps(batches)) < 20_000
-        loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=2, multiprocessing_context=method)
+        loader = torch.utils.data.DataLoader(
+            batches, batch_size=None, num_workers=2, multiprocessing_context=method
+        )
         for some, batch in zip(lists, loader, strict=True):
-            if not some: assert batch is None; continue
+            if not some:
+                assert batch is None
+                continue
             same(batch, collate_dom_packing(ds.__getitems__(some), 64))
-            batch["packed_sequences"] += 1                                                 # of its own memory, as any tensor
+            batch["packed_sequences"] += 1  # of its own memory, as any tensor
         for k in (len(lists), -len(lists) - 1):
             with pytest.raises(IndexError, match="batch"): batches[k]
     assert len(PackedBatches(forms[1], [])) == 0
@@ -162,8 +199,15 @@ def test_loader_gives_the_batches(forms, method):
 
 def test_what_cannot_be_packed(forms):
     for ds in forms:
-        for indices, L, error, words in (([], 512, ValueError, "no events"), ([3, 4, 3], 512, ValueError, "twice"), ([3, 3 - 96], 512, ValueError, "twice"), ([96], 512, IndexError, "event 96 of a data set of 96"),
-                                         ([-97], 512, IndexError, "-97"), ([0], 0, ValueError, "max_seq_len"), ([0], "long", ValueError, "max_seq_len")):
+        for indices, L, error, words in (
+            ([], 512, ValueError, "no events"),
+            ([3, 4, 3], 512, ValueError, "twice"),
+            ([3, 3 - 96], 512, ValueError, "twice"),
+            ([96], 512, IndexError, "event 96 of a data set of 96"),
+            ([-97], 512, IndexError, "-97"),
+            ([0], 0, ValueError, "max_seq_len"),
+            ([0], "long", ValueError, "max_seq_len"),
+        ):
             with pytest.raises(error, match=words): packed_batch(ds, indices, L)
         with pytest.raises(TypeError): packed_batch(ds, [1.0])
         with pytest.raises(TypeError): packed_batch(ds, np.array([1.0]))
@@ -179,10 +223,14 @@ def test_first_fit_decreasing(lengths, capacity):
         else: used.append(n)
     piece, size, per_sequence = pack_lengths(np.array(lengths, int), capacity)
     real, sequence = piece < len(lengths), np.repeat(np.arange(len(per_sequence)), per_sequence)
-    assert sorted(piece[real]) == list(range(len(lengths))) and size[real].tolist() == [lengths[p] for p in piece[real]]
-    assert np.bincount(sequence[real], size[real], len(used)).tolist() == used and np.bincount(sequence, size, len(used)).tolist() == [capacity] * len(used)
+    assert sorted(piece[real]) == list(range(len(lengths))) and size[real].tolist() == [
+        lengths[p] for p in piece[real]
+    ]
+    assert np.bincount(sequence[real], size[real], len(used)).tolist() == used and np.bincount(
+        sequence, size, len(used)
+    ).tolist() == [capacity] * len(used)
     last = np.append(sequence[1:] != sequence[:-1], True) if len(piece) else np.zeros(0, bool)
-    assert last[~real].all()                                                               # a gap is at the end of its sequence
+    assert last[~real].all()  # a gap is at the end of its sequence
     for wrong in ([0], [capacity + 1]):
         with pytest.raises(ValueError, match="capacity"): pack_lengths(np.array(lengths + wrong), capacity)
 
@@ -198,3 +246,78 @@ def test_real_physics_batches(ppc_root, tmp_path):
         same(batch, packed_batch(a, indices))
         same(batch, collate_dom_packing(a.__getitems__(indices)))
         assert len(batch["packed_sequences"]) <= -(-int(n[np.asarray(indices)].sum()) // 512) + 1
+
+
+def test_loop_and_vectorised_form_hold_the_same_pulses(ppc_root):
+    "The loop over DOMs defines packing: the same DOMs, with the same pulses."
+    ds = IceCubeDataset(ppc_root, batch_ids=[3], max_events=48)
+    events = ds.__getitems__(range(48))
+    for length in (16, 512):
+        a, b = collate_dom_packing(events, length), reference_collate(events, length)
+        for key in (
+            "dom_to_event_idx",
+            "sensor_ids",
+            "event_ids",
+            "event_dom_counts",
+            "targets",
+            "total_doms",
+        ):
+            same(a["metadata"][key], b["metadata"][key])
+        for batch in (a, b):
+            mask, dom = batch["dom_mask"], batch["metadata"]["global_dom_ids"]
+            assert mask.sum() == sum(int(e["n_pulses"]) for e in events)
+            batch["rows"] = rows(torch.cat([dom[mask][:, None], batch["packed_sequences"][mask]], 1))
+        assert a["rows"] == b["rows"]
+
+
+@pytest.mark.parametrize("length", [1, 8, 16, 512, "auto"])
+def test_single_pulses_and_long_doms(length):
+    "DOMs of 1, of a full sequence and of several sequences; sensors at both ends of the numbering."
+    events = [make([(5, 1)], 7), make([(5, 33), (9, 1), (5159, 8)], 3), make([(2, 100), (3, 16)], 9)]
+    batch = collate_dom_packing(events, length)
+    if length == "auto": assert batch["packed_sequences"].shape[1] == 128
+    pulses = batch["packed_sequences"].view(-1, 4)[batch["metadata"]["pulse_positions"]]
+    assert rows(pulses) == rows(torch.cat([e["pulse_features"] for e in events]))
+    shuffled = [dict(e, pulse_features=e["pulse_features"].flip(0)) for e in events]
+    assert rows(collate_dom_packing(shuffled, length)["packed_sequences"].view(-1, 4)) == \
+        rows(batch["packed_sequences"].view(-1, 4))
+
+
+def test_events_that_cannot_be_packed():
+    "The message names the event and what is wrong with it."
+    event = make([(5, 1)], 7)
+    for bad, words in (([], "empty"), ([dict(event, pulse_features=torch.zeros(0, 4))], "7 has no pulses"),
+                       ([event, event], "twice"),
+                       ([dict(event, pulse_features=torch.tensor([[np.nan, 1, 1, 0]]))], "event 7")):
+        with pytest.raises(ValueError, match=words): collate_dom_packing(bad)
+
+
+def test_hardly_a_cell_is_padding(ppc_root):
+    "At most one sequence more than the pulses fill; all but the last two are at least 99 % full."
+    ds = IceCubeDataset(ppc_root, batch_ids=[1], max_events=1_000)
+    for start in range(0, len(ds) - 127, 128):
+        mask = collate_dom_packing(ds.__getitems__(range(start, start + 128)))["dom_mask"]
+        full = mask.float().mean(1).sort(descending=True).values
+        assert len(full) <= -(-int(mask.sum()) // 512) + 1
+        assert (full[:-2] >= 0.99).all()
+
+
+@pytest.mark.parametrize("length, most", [(512, 4), (64, 1), (16, 3)])
+def test_parts_hold_the_whole_batch(ppc_root, length, most):
+    "Nothing is lost or moved between parts; a batch without the keys that packing adds is cut alike."
+    whole = collate_dom_packing(IceCubeDataset(ppc_root, batch_ids=[1], max_events=40), length)
+    m, parts = whole["metadata"], list(split_batch(whole, most))
+    assert all(len(p["packed_sequences"]) <= most or p["metadata"]["total_doms"] == 1 for p in parts)
+    for key in ("sensor_ids", "dom_features", "dom_pulse_counts"):
+        same(torch.cat([p["metadata"][key] for p in parts]), m[key])
+    for key in ("event_ids", "event_dom_counts", "event_times"):
+        found = torch.cat([p["metadata"][key][p["metadata"]["dom_to_event_idx"]] for p in parts])
+        same(found, m[key][m["dom_to_event_idx"]])
+    pulses = [p["packed_sequences"].view(-1, 4)[p["metadata"]["pulse_positions"]] for p in parts]
+    same(torch.cat(pulses), whole["packed_sequences"].view(-1, 4)[m["pulse_positions"]])
+    keys = ("global_dom_ids", "total_doms", "dom_to_event_idx", "sensor_ids", "event_ids", "targets",
+            "event_dom_counts", "dom_features")
+    plain = dict(whole, metadata={k: m[k] for k in keys})
+    for a, b in zip(split_batch(plain, most), parts, strict=True):
+        same(a["packed_sequences"], b["packed_sequences"])
+        same(a["metadata"]["event_times"], b["metadata"]["event_times"])
