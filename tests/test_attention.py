@@ -196,3 +196,18 @@ def test_wrong_settings_are_named():
     for d_model, n_heads in ((30, 4), (32, 4)):
         with pytest.raises(ValueError, match="head size"): SegmentAttention(d_model, n_heads)
     with pytest.raises(ValueError, match="kernel"): PackedLayout(torch.zeros(1, 4), "other")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_compiled_attention_is_the_definition():
+    "Compiled FlexAttention on a GPU, values and gradients, against float64."
+    ids = random_packed(8, 512, 60).cuda()
+    qkv = torch.randn(8 * 512, 3 * 128, device="cuda", requires_grad=True)
+    unique = torch.where(ids >= 0, ids, 511) + torch.arange(8, device="cuda")[:, None] * 512
+    found = PackedLayout(ids).attend(qkv, 8)
+    expected = dense_attention(qkv.double(), unique.flatten(), 8)
+    assert torch.allclose(found.double(), expected, atol=1e-5)
+    weight = torch.randn_like(expected)
+    gradient, = torch.autograd.grad((found * weight.float()).sum(), qkv)
+    reference, = torch.autograd.grad((expected * weight).sum(), qkv)
+    assert (gradient - reference).norm() / reference.norm() < 1e-4
