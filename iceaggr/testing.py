@@ -27,11 +27,12 @@ from .geometry import Geometry
 # %% ../nbs/52_testing.ipynb #1604cf81
 def write_tiny(
     root, # folder to write
-    batches={2: 8, 3: 6, 10: 7}, # events of each file
+    batches=None, # events of each file; None: {2: 8, 3: 6, 10: 7}
     split:str="train", # or "test"
     seed:int=0,
 ) -> Path: # root
     "A data set in the Kaggle layout, of events with 3 to 40 pulses."
+    if batches is None: batches = {2: 8, 3: 6, 10: 7}
     rng, metas, root = np.random.default_rng(seed), [], Path(root)
     (root / split).mkdir(parents=True, exist_ok=True)
     for batch, k in batches.items():
@@ -258,14 +259,16 @@ def check_skipped(
     assert sorted(listed.event_id) == fault.bad and plural(len(fault.bad), "bad event") + " left out" in said, listed
     assert set((fault.lists if fault.lists is not None else fault.says.split()[1].rstrip(",:")).split()) == set(listed.column.dropna()) and listed.reason.str.len().min() > 10, listed
     asked = pd.read_parquet(broken / META)[["batch_id", "event_id"]].sort_values("batch_id", kind="stable")
-    assert table.event_id.tolist() == asked.event_id.tolist()                              # one row for each event asked for
+    # one row for each event asked for
+    assert table.event_id.tolist() == asked.event_id.tolist()
     missing = fault.bad if fault.file != META or fault.name != "file without its meta" else []
     assert sorted(table.event_id[table.azimuth.isna()]) == missing and (table.isna().any(axis=1) == table.azimuth.isna()).all()
     code, said, err = call("prepare", "--data", broken, "--out", broken / "out", *skip)
     assert code == 0 and plural(len(fault.bad), "bad event") + " left out" in said, err
     pd.testing.assert_frame_equal(pd.read_csv(broken / "out/skipped.csv"), listed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                                                   # that events are left out is said again
+        # that events are left out is said again
+        warnings.simplefilter("ignore")
         kept, prepared = IceCubeDataset(broken, on_bad_event="skip"), IceCubeDataset(broken / "out")
     assert len(kept) == len(sound) - len(fault.bad) + (fault.name == "row of the meta table twice") and same_events(kept, sound)
     assert same_events(prepared, sound) and prepared.event_ids.tolist() == kept.event_ids.tolist()
@@ -301,7 +304,8 @@ def check_accepted(fault:Fault, sound:IceCubeDataset, folder:Path) -> dict: # a 
     code, _, err = call("prepare", "--data", other, "--out", other / "out", "--check")
     assert code == 0 and fault.says in err and (fault.says or not [line for line in err.splitlines() if line.startswith("iceaggr:")]), err
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                                                   # that times were sorted is said again
+        # that times were sorted is said again
+        warnings.simplefilter("ignore")
         for root, setting in ((other, "error"), (other, "skip"), (other / "out", "error")):
             data = IceCubeDataset(root, on_bad_event=setting)
             assert len(data.skipped) == 0 and len(data) == 21 and same_events(data, sound) and (data.geometry.xyz == sound.geometry.xyz).all()

@@ -22,7 +22,7 @@ from ..pulses import MAX_TIME
 # %% ../../nbs/46_graphnet.ipynb #0033781c
 POSITION = ("dom_x", "dom_y", "dom_z")
 
-# %% ../../nbs/46_graphnet.ipynb #b6431cdb
+# %% ../../nbs/46_graphnet.ipynb #57f9b804
 def _require_columns(table, columns, name):
     "DataError where a table lacks columns."
     missing = [c for c in columns if c not in table]
@@ -30,7 +30,7 @@ def _require_columns(table, columns, name):
         present = ", ".join(map(str, table.columns))
         raise DataError(f"{name}: column {', '.join(missing)} missing; it has {present}")
 
-# %% ../../nbs/46_graphnet.ipynb #3247cb69
+# %% ../../nbs/46_graphnet.ipynb #10c42f76
 def _check_values(table, name):
     "DataError naming the first pulse without an event or a charge."
     lost = int(table.event_no.isna().sum())
@@ -42,7 +42,7 @@ def _check_values(table, name):
         raise DataError(f"{name}: column charge, event {event}: {int(bad.sum()):,} pulses "
                         "without a charge above 0; leave them out")
 
-# %% ../../nbs/46_graphnet.ipynb #1bf4d4cb
+# %% ../../nbs/46_graphnet.ipynb #0d3954b9
 def _check_times(table, time, name):
     "DataError naming the first pulse without a time of the read-out."
     bad = ~((time >= 0) & (time <= MAX_TIME))
@@ -51,7 +51,7 @@ def _check_times(table, time, name):
                         f"{table.dom_time[bad].iloc[0]} is not a time from 0 to {MAX_TIME:,} ns; "
                         "count the times of this event from its first pulse")
 
-# %% ../../nbs/46_graphnet.ipynb #c098f188
+# %% ../../nbs/46_graphnet.ipynb #646f7a9b
 def graphnet_pulses(
     table:pd.DataFrame, # event_no, dom_x, dom_y, dom_z [m], dom_time [ns], charge [p.e.] [, hlc]
     geometry:Geometry, # the detector that recorded them
@@ -89,7 +89,7 @@ def graphnet_pieces(
                         f"{pulsemap}/ and {truth_table or 'no truth'}/")
     for tables in pieces: yield tables[0], tables[1] if truth_table else None
 
-# %% ../../nbs/46_graphnet.ipynb #9ce2fc46
+# %% ../../nbs/46_graphnet.ipynb #70d00170
 def _sqlite_pieces(path, names, events):
     "Tables of ranges of event_no."
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
@@ -99,7 +99,7 @@ def _sqlite_pieces(path, names, events):
             yield [pd.read_sql(f'SELECT * FROM "{name}" WHERE event_no BETWEEN ? AND ?', db, params=span)
                    for name in names]
 
-# %% ../../nbs/46_graphnet.ipynb #8108f780
+# %% ../../nbs/46_graphnet.ipynb #9e55ab11
 def _sqlite_events(db, path, names):
     "Numbers of the events of some tables of a database, ascending."
     query = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')"
@@ -111,10 +111,11 @@ def _sqlite_events(db, path, names):
     union = " UNION ".join(f'SELECT DISTINCT event_no FROM "{name}"' for name in names)
     ids = [number for number, in db.execute(f"{union} ORDER BY event_no")]
     if ids and ids[0] is None:
-        raise DataError(f"{path}: column event_no of {' or '.join(names)}: some rows have none; leave them out")
+        raise DataError(f"{path}: column event_no of {' or '.join(names)}: some rows have none; "
+                        "leave them out")
     return ids
 
-# %% ../../nbs/46_graphnet.ipynb #15361cb7
+# %% ../../nbs/46_graphnet.ipynb #84bc7814
 def _parquet_pieces(path, names):
     "Tables of the files of one number."
     files = {name: _by_number(path / name) for name in names}
@@ -128,7 +129,7 @@ def _parquet_pieces(path, names):
         raise DataError(f"{path}: {folders}/ hold files of different numbers: {sorted(different)[:5]}")
     for k in sorted(numbers[0]): yield [pd.read_parquet(files[name][k]).reset_index() for name in names]
 
-# %% ../../nbs/46_graphnet.ipynb #6799f1ad
+# %% ../../nbs/46_graphnet.ipynb #67003d58
 def _by_number(folder): # dict number -> path
     "Parquet files by the number that their names end in; a single file needs none."
     found = {}
@@ -167,7 +168,7 @@ def convert_graphnet(
     if out.exists(): out.rmdir()
     return part.rename(out)
 
-# %% ../../nbs/46_graphnet.ipynb #5eb7c983
+# %% ../../nbs/46_graphnet.ipynb #017d5975
 def _convert(out, split, geometry, pieces, pulsemap, truth_table):
     "Write one batch file per piece that has pulses, and the tables of the whole data set."
     metas, truths, lost = [], [], 0
@@ -194,7 +195,7 @@ def _meta_rows(event, batch): # (P,) event of each pulse, sorted
     last = np.append(first[1:], len(event))[:len(ids)] - 1
     return pd.DataFrame(dict(batch_id=batch, event_id=ids, first_pulse_index=first, last_pulse_index=last))
 
-# %% ../../nbs/46_graphnet.ipynb #5fa67524
+# %% ../../nbs/46_graphnet.ipynb #623dd288
 def _with_truth(meta, truth, name):
     "Rows of the meta table with their directions, and what else is known of the events."
     _require_columns(truth, ("event_no", "azimuth", "zenith"), name)

@@ -26,13 +26,19 @@ from ..geometry import N_SENSORS
 from ..pulses import MAX_CHARGE, MAX_TIME, PulseBlocks, Pulses, ranges
 
 # %% ../../nbs/40_kaggle_files.ipynb #4c7b8216
-PULSE_COLUMNS = ("event_id", "sensor_id", "time", "charge", "auxiliary")                         # of a batch file
-META_COLUMNS = ("batch_id", "event_id", "first_pulse_index", "last_pulse_index")                 # of the meta table
-TARGET_COLUMNS = ("azimuth", "zenith")                                                           # and where it has targets
-CHUNK_ROWS = 1 << 20                                                                             # rows decoded at once
+# of a batch file
+PULSE_COLUMNS = ("event_id", "sensor_id", "time", "charge", "auxiliary")
+# of the meta table
+META_COLUMNS = ("batch_id", "event_id", "first_pulse_index", "last_pulse_index")
+# and where it has targets
+TARGET_COLUMNS = ("azimuth", "zenith")
+# rows decoded at once
+CHUNK_ROWS = 1 << 20
 
-ON_BAD_EVENT = ("error", "skip")                                                                 # what to do with bad events
-MISSING = np.iinfo(np.int64).min                                                                # stands for a whole number that is not there
+# what to do with bad events
+ON_BAD_EVENT = ("error", "skip")
+# stands for a whole number that is not there
+MISSING = np.iinfo(np.int64).min
 
 # %% ../../nbs/40_kaggle_files.ipynb #24942046
 def data_root(
@@ -40,10 +46,15 @@ def data_root(
 ) -> Path:
     "The folder of the data set, which exists."
     root = root if root is not None else os.environ.get("ICEAGGR_DATA")
-    if not root: raise DataError("no data set given: name its folder, or set the environment variable ICEAGGR_DATA to it")
+    if not root:
+        raise DataError("no data set given: name its folder, or set the environment variable ICEAGGR_DATA to it")
     root = Path(root).expanduser()
-    if root.is_file(): raise DataError(f"{root}: is a file: name the folder of the data set, which holds train_meta.parquet and train/batch_1.parquet, ...")
-    if not root.is_dir(): raise DataError(f"{root}: no such folder; it should hold train_meta.parquet and train/batch_1.parquet, ...")
+    if root.is_file():
+        raise DataError(f"{root}: is a file: name the folder of the data set, which holds "
+                        f"train_meta.parquet and train/batch_1.parquet, ...")
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; it should hold train_meta.parquet and "
+                        f"train/batch_1.parquet, ...")
     return root
 
 # %% ../../nbs/40_kaggle_files.ipynb #9ff6be15
@@ -51,14 +62,15 @@ def batch_files(
     root, # folder of the data set
     split:str="train", # or "test"
 ) -> dict: # batch number -> path, by number
-    "The batch files of a split: Parquet, or the event tables of the prepared form. DataError where the folder is missing or two files have one number."
+    "The batch files of a split: Parquet, or the event tables of the prepared form."
     if split not in ("train", "test"): raise DataError(f'there is no split {split!r}: use "train" or "test"')
     folder = data_root(root) / split
-    if not folder.is_dir(): raise DataError(f"{folder}: no such folder; the batch files of the {split} split should be in it")
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; the batch files of the {split} split should be in it")
     for pattern in (r"batch_(\d+)\.events\.arrow", r"batch_(\d+)\.parquet"):
         found = sorted((int(m[1]), p) for p in folder.iterdir() if (m := re.fullmatch(pattern, p.name)))
         if found: break
-    twice = [i for (i, _), (j, _) in zip(found, found[1:]) if i == j]
+    twice = [i for (i, _), (j, _) in zip(found, found[1:], strict=False) if i == j]
     if twice: raise DataError(f"{folder}: there are two files of batch {twice[0]}; remove one")
     return dict(found)
 
@@ -73,12 +85,18 @@ def find_batches(root=None, split:str="train") -> list: # of int, ascending
     return list(batch_files(root, split))
 
 # %% ../../nbs/40_kaggle_files.ipynb #4de95c37
-_KINDS = {"whole numbers": pa.types.is_integer, "numbers": lambda t: pa.types.is_integer(t) or pa.types.is_floating(t), "true or false": pa.types.is_boolean}
-_COLUMN_KINDS = dict(time="numbers", charge="numbers", azimuth="numbers", zenith="numbers", energy="numbers", auxiliary="true or false")
+def _is_number(kind): return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
-OTHER_FILES, LEAVE_OUT = "choose other files (--batches, --train-batches; batch_ids)", 'leave bad events out (--on-bad-event skip; on_bad_event="skip")'      # what messages advise
+_KINDS = {"whole numbers": pa.types.is_integer, "numbers": _is_number, "true or false": pa.types.is_boolean}
+_COLUMN_KINDS = dict.fromkeys(("time", "charge", "azimuth", "zenith", "energy"), "numbers")
+_COLUMN_KINDS["auxiliary"] = "true or false"
 
-UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)                                   # what pyarrow raises for damaged files
+# what messages advise
+OTHER_FILES = "choose other files (--batches, --train-batches; batch_ids)"
+LEAVE_OUT = 'leave bad events out (--on-bad-event skip; on_bad_event="skip")'
+
+# what pyarrow raises for damaged files
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 # %% ../../nbs/40_kaggle_files.ipynb #d6060f43
 def half_simulated(path:Path) -> bool: # of a meta table
@@ -95,15 +113,25 @@ def open_parquet(
     "Open a Parquet file and check its columns and their types. DataError names the file and the column."
     try: file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
     except FileNotFoundError:
-        advice = f"get it again, or {OTHER_FILES}" if "_meta" not in path.name else "the simulation was not finished: run the same `iceaggr simulate` again" if half_simulated(path) else "get it again"
+        advice = "get it again"
+        if "_meta" not in path.name: advice += f", or {OTHER_FILES}"
+        elif half_simulated(path):
+            advice = "the simulation was not finished: run the same `iceaggr simulate` again"
         raise DataError(f"{path}: no such file; {advice}") from None
     except PermissionError: raise DataError(f"{path}: may not be read: change its permissions") from None
-    except UNREADABLE as e: raise DataError(f"{path}: not a Parquet file, or cut short ({single_line(e)}); get it again") from None
+    except UNREADABLE as e:
+        raise DataError(f"{path}: not a Parquet file, or cut short ({single_line(e)}); get it "
+                        f"again") from None
     schema = file.schema_arrow
     for name in columns:
-        if schema.names.count(name) != 1: raise DataError(f"{path}: column {name} is {'missing' if name not in schema.names else 'there twice'}; it has {', '.join(schema.names)}" + ("; events without truth belong into test_meta.parquet and test/ (--split test)" if name in TARGET_COLUMNS and name not in schema.names else ""), name)
+        if schema.names.count(name) != 1:
+            raise DataError(f"{path}: column {name} is "
+                            f"{'missing' if name not in schema.names else 'there twice'}; it has "
+                            f"{', '.join(schema.names)}" + ("; events without truth belong into test_meta.parquet and test/ (--split test)" if name in TARGET_COLUMNS and name not in schema.names else ""), name)
         kind, found = _COLUMN_KINDS.get(name, "whole numbers"), schema.field(name).type
-        if not _KINDS[kind](found): raise DataError(f"{path}: column {name} should hold {kind}, but its type is {found}; convert it", name)
+        if not _KINDS[kind](found):
+            raise DataError(f"{path}: column {name} should hold {kind}, but its type is {found}; convert "
+                            f"it", name)
     return file
 
 # %% ../../nbs/40_kaggle_files.ipynb #b88f4ab9
@@ -122,15 +150,18 @@ def parquet_rows(
             yield row, chunk
             row += len(chunk)
             if stop is not None and row >= stop: return
-    except UNREADABLE as e: raise DataError(f"{path}: damaged near row {row} ({single_line(e)}); get it again") from None
+    except UNREADABLE as e:
+        raise DataError(f"{path}: damaged near row {row} ({single_line(e)}); get it again") from None
     if row != end: raise DataError(f"{path}: damaged: {row:,} rows where it promises {end:,}; get it again")
 
 # %% ../../nbs/40_kaggle_files.ipynb #c533bce6
 def column_values(chunk, name:str) -> tuple: # values, and which of them are missing
     "A column of a piece as numpy."
     column = chunk.column(name)
-    missing = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else np.zeros(len(column), bool)
-    return (column.fill_null(False if pa.types.is_boolean(column.type) else 0) if column.null_count else column).to_numpy(zero_copy_only=False), missing
+    missing = np.zeros(len(column), bool)
+    if column.null_count: missing = column.is_null().to_numpy(zero_copy_only=False)
+    if column.null_count: column = column.fill_null(False if pa.types.is_boolean(column.type) else 0)
+    return column.to_numpy(zero_copy_only=False), missing
 
 # %% ../../nbs/40_kaggle_files.ipynb #c85c11a1
 def wanted_groups(
@@ -143,8 +174,10 @@ def wanted_groups(
     for g in range(file.num_row_groups):
         group = file.metadata.row_group(g)
         try: s = next((c.statistics for c in map(group.column, range(group.num_columns)) if c.path_in_schema == column), None)
-        except UnicodeDecodeError: s = None                                                      # damaged: reading will tell
-        if s is None or not s.has_min_max or np.searchsorted(values, s.min) < np.searchsorted(values, s.max, "right"): keep.append(g)
+        # damaged: reading will tell
+        except UnicodeDecodeError: s = None
+        if s is None or not s.has_min_max or np.searchsorted(values, s.min) < np.searchsorted(values, s.max, "right"):
+            keep.append(g)
     return adjoining(keep)
 
 # %% ../../nbs/40_kaggle_files.ipynb #a716890b
@@ -164,7 +197,8 @@ def read_meta(
     columns = META_COLUMNS + TARGET_COLUMNS * targets
     file, wanted = open_parquet(path, columns), np.unique(batch_ids)
     parts = {c: [np.empty(0, np.float64 if c in TARGET_COLUMNS else np.int64)] for c in columns}
-    trusted = file.metadata.num_rows > CHUNK_ROWS                                                # no checksum covers the statistics: a table of one piece is read whole
+    # no checksum covers the statistics: a table of one piece is read whole
+    trusted = file.metadata.num_rows > CHUNK_ROWS
     for groups in wanted_groups(file, "batch_id", wanted) if trusted else adjoining(range(file.num_row_groups)):
         for row, chunk in parquet_rows(file, path, columns, groups):
             batch, missing = column_values(chunk, "batch_id")
@@ -177,11 +211,13 @@ def read_meta(
 def _meta_column(chunk, name, keep, row, path, skip):
     "The wanted values of one column, none of them missing."
     values, missing = column_values(chunk, name)
-    if name in TARGET_COLUMNS: return np.where(missing, np.nan, values.astype(np.float64))[keep]         # `check_meta` names the event
+    # `check_meta` names the event
+    if name in TARGET_COLUMNS: return np.where(missing, np.nan, values.astype(np.float64))[keep]
     bad = keep & missing | (keep & (values > np.iinfo(np.int64).max) if values.dtype == np.uint64 else False)
     if bad.any() and not skip:
         k = int(bad.argmax())
-        raise DataError(f"{path}: column {name}, event {chunk.column('event_id')[k]}: no value, or one beyond int64, in row {row + k}; get the file again", name)
+        raise DataError(f"{path}: column {name}, event {chunk.column('event_id')[k]}: no value, or one "
+                        f"beyond int64, in row {row + k}; get the file again", name)
     return np.where(bad, MISSING, values.astype(np.int64))[keep]
 
 # %% ../../nbs/40_kaggle_files.ipynb #c69c4e73
@@ -191,14 +227,17 @@ def check_meta(
     batch_ids, # wanted files
     skip:bool=False, # as for `read_meta`; then `bad_pulses` looks for ranges that overlap, and for events that are there twice
 ) -> pd.DataFrame: # in order of batch_ids
-    "Check the rows of a meta table and put them in order of the files. DataError names the column and the first event at fault; with `skip` they are noted in the table."
+    "Check the rows of a meta table and put them in order of the files."
     place = pd.Series(np.arange(len(batch_ids) + 1), index=[*batch_ids, MISSING])[meta.batch_id].to_numpy()
     if (np.diff(place) < 0).any(): meta = meta.iloc[np.argsort(place, kind="stable")].reset_index(drop=True)
     missing = sorted(set(batch_ids) - set(meta.batch_id.unique()))
     if skip: meta = meta.assign(file="", column="", reason="")
-    elif missing: raise DataError(f"{path}: column batch_id: no events of batch {shorten(missing)}; get the file again, or {OTHER_FILES}", "batch_id")
+    elif missing:
+        raise DataError(f"{path}: column batch_id: no events of batch {shorten(missing)}; get the file "
+                        f"again, or {OTHER_FILES}", "batch_id")
     if skip:
-        for name in META_COLUMNS[::-1]: refuse(meta, meta[name] == MISSING, path, name, "no value, or one beyond int64")
+        for name in META_COLUMNS[::-1]:
+            refuse(meta, meta[name] == MISSING, path, name, "no value, or one beyond int64")
     refuse(meta, meta.first_pulse_index < 0, path, "first_pulse_index", "is negative")
     refuse(meta, meta.first_pulse_index > meta.last_pulse_index, path, "last_pulse_index", "is before first_pulse_index, so the event has no pulses")
     if not skip: _check_overlap(meta, path)
@@ -206,7 +245,10 @@ def check_meta(
     if not skip and (not ids.is_monotonic_increasing or (np.diff(ids) == 0).any()):
         refuse(meta, ids.duplicated(), path, "event_id", "is there more than once in the wanted files")
     for name, top in (("azimuth", 2 * np.pi), ("zenith", np.pi)):
-        if name in meta: refuse(meta, ~((meta[name] >= 0) & (meta[name] <= top + 1e-6)), path, name, f"is not an angle from 0 to {top:.4f} rad")
+        if name in meta:
+            refuse(meta, ~((meta[name] >= 0) & (meta[name] <= top + 1e-6)), path, name, f"is not an angle "
+                                                                                        f"from 0 to "
+                                                                                        f"{top:.4f} rad")
     return meta
 
 # %% ../../nbs/40_kaggle_files.ipynb #04d7b622
@@ -217,7 +259,7 @@ def refuse(
     column:str, # whose value is wrong
     what:str, # what is wrong with it
 ):
-    "DataError naming the first event at fault; noted in the table itself where this has a column for the reason, once an event."
+    "DataError naming the first event at fault, or a note in the table if it has a column for the reason."
     bad = np.asarray(bad)
     if not bad.any(): return
     if "reason" in meta:
@@ -227,7 +269,8 @@ def refuse(
         return
     k = int(bad.argmax())
     event, batch, value = (meta[c].iloc[k] for c in ("event_id", "batch_id", column))
-    raise DataError(f"{path}: column {column}, event {event} (batch {batch}): {value} {what}; {plural(int(bad.sum()), 'such event')}: "
+    raise DataError(f"{path}: column {column}, event {event} (batch {batch}): {value} {what}; "
+                    f"{plural(int(bad.sum()), 'such event')}: "
                     f"correct the file, {LEAVE_OUT}, or {OTHER_FILES}", column)
 
 # %% ../../nbs/40_kaggle_files.ipynb #0d1a7c12
@@ -240,16 +283,21 @@ def all_batches(
     files, meta = batch_files(root, split), data_root(root) / f"{split}_meta.parquet"
     if in_prepared_form(files):
         lone = [b for b in promised_files(root, split) if b not in files]
-        if lone and not skip: raise DataError(f"{meta.with_name(split)}: no file of batch {shorten(lone)}, which prepare was to make: run prepare again, or {OTHER_FILES}")
+        if lone and not skip:
+            raise DataError(f"{meta.with_name(split)}: no file of batch {shorten(lone)}, which prepare was "
+                            f"to make: run prepare again, or {OTHER_FILES}")
         return sorted({*files, *lone})
     file = open_parquet(meta, ["batch_id"])
     chunks = (column_values(chunk, "batch_id") for _, chunk in parquet_rows(file, meta, ["batch_id"], range(file.num_row_groups)))
     named = np.unique(np.concatenate([np.empty(0, np.int64), *(np.unique(values[~missing]) for values, missing in chunks)])).tolist()
-    if not named: raise DataError(f"{meta}: column batch_id: no events of batch {shorten(files)}: the table has no rows; get it again", "batch_id")
+    if not named:
+        raise DataError(f"{meta}: column batch_id: no events of batch {shorten(files)}: the table has no "
+                        f"rows; get it again", "batch_id")
     lone = [b for b in named if b not in files]
     if not lone or skip: return sorted({*files, *named})
     table = read_meta(meta, lone, targets=False)
-    refuse(table, table.batch_id == table.batch_id, meta, "batch_id", f"has no file {meta.with_name(split) / f'batch_{lone[0]}.parquet'}: get it, or choose others")
+    refuse(table, table.batch_id == table.batch_id, meta, "batch_id", f"has no file "
+                                                                      f"{meta.with_name(split) / f'batch_{lone[0]}.parquet'}: get it, or choose others")
 
 # %% ../../nbs/40_kaggle_files.ipynb #4f46c69a
 def promised_files(
@@ -259,7 +307,8 @@ def promised_files(
     "The files that `prepare` was to make in all its runs, as it noted before the first; nothing where there is no note."
     path = data_root(root) / f"{split}_files.json"
     try: return [index(b) for b in json.loads(path.read_text())] if path.exists() else []
-    except (ValueError, TypeError) as e: raise DataError(f"{path}: damaged ({single_line(e)}); remove it and run prepare again") from None
+    except (ValueError, TypeError) as e:
+        raise DataError(f"{path}: damaged ({single_line(e)}); remove it and run prepare again") from None
 
 # %% ../../nbs/40_kaggle_files.ipynb #2edbe17d
 def _check_overlap(meta, path):
@@ -272,14 +321,16 @@ def _check_overlap(meta, path):
     refuse(meta, shared, path, "first_pulse_index", "lies inside the range of another event")
 
 # %% ../../nbs/40_kaggle_files.ipynb #436a6bc2
-def _meta_of(path): return path.parent.with_name(f"{path.parent.name}_meta.parquet")      # a batch file's meta table, for messages
+# a batch file's meta table, for messages
+def _meta_of(path): return path.parent.with_name(f"{path.parent.name}_meta.parquet")
 
 # %% ../../nbs/40_kaggle_files.ipynb #7c3afefd
 def _sound(pulses) -> bool:
     "Is all well with the values of these pulses, as far as a glance tells?"
     time, charge, sensor = pulses["time"], pulses["charge"], pulses["sensor_id"]
     return not len(time) or bool(0 <= sensor.min() <= sensor.max() < N_SENSORS and time.dtype.kind in "iu" and 0 <= time.min() <= time.max() <= MAX_TIME
-                                 and 0 < charge.min() <= charge.max() <= MAX_CHARGE)                                                  # NaN is not above 0
+                                 # NaN is not above 0
+                                 and 0 < charge.min() <= charge.max() <= MAX_CHARGE)
 
 # %% ../../nbs/40_kaggle_files.ipynb #5c6be0fd
 def _bad_values(pulses):
@@ -308,7 +359,9 @@ def check_pulses(
         if bad.any():
             k = int(bad.argmax())
             words = what.replace("{}", str(source[column][k]), 1) if column in source else what
-            raise DataError(f"{path}: column {column}, event {expected[k]}: {words} ({plural(int(bad.sum()), 'such pulse')} up to here); correct the file or get it again, {LEAVE_OUT}, or {OTHER_FILES}", column)
+            raise DataError(f"{path}: column {column}, event {expected[k]}: {words} "
+                            f"({plural(int(bad.sum()), 'such pulse')} up to here); correct the file or get "
+                            f"it again, {LEAVE_OUT}, or {OTHER_FILES}", column)
     for name in PULSE_COLUMNS:
         values, missing = column_values(chunk, name)
         if missing.any(): fault(name, missing[rows], "a value is missing")
@@ -343,23 +396,33 @@ def read_pulses(
     last, # (k,) and last row
     progress=None, # called with the number of rows of each piece
 ) -> Pulses: # events in the order of event_id
-    "Decode, check and sort the pulses of some events of a batch file. DataError names the file, the column and the event or row at fault."
+    "Decode, check and sort the pulses of some events of a batch file."
     file, order = open_parquet(path, PULSE_COLUMNS), np.argsort(first, kind="stable")
     event_id, first, last = event_id[order], first[order], last[order]
     if last[-1] >= file.metadata.num_rows:
         k = int((last >= file.metadata.num_rows).argmax())
-        raise DataError(f"{path}: column last_pulse_index, event {event_id[k]}: row {last[k]} lies outside the file, which has {file.metadata.num_rows} rows: it is not whole, or {_meta_of(path)} belongs to another file; get both again", "last_pulse_index")
+        raise DataError(f"{path}: column last_pulse_index, event {event_id[k]}: row {last[k]} lies outside "
+                        f"the file, which has {file.metadata.num_rows} rows: it is not whole, or "
+                        f"{_meta_of(path)} belongs to another file; get both again", "last_pulse_index")
     n = last - first + 1
     blocks = PulseBlocks(n)
-    for row, chunk in (piece for groups in adjoining(groups_of_rows(file, first, last)) for piece in parquet_rows(file, path, PULSE_COLUMNS, groups, stop=last[-1] + 1)):
-        a, b = np.searchsorted(last, row), np.searchsorted(first, row + len(chunk))            # events in this piece
+    groups, stop = adjoining(groups_of_rows(file, first, last)), last[-1] + 1
+    pieces = (piece for some in groups for piece in parquet_rows(file, path, PULSE_COLUMNS, some, stop))
+    for row, chunk in pieces:
+        # events in this piece
+        a, b = np.searchsorted(last, row), np.searchsorted(first, row + len(chunk))
         low, high = np.maximum(first[a:b], row), np.minimum(last[a:b] + 1, row + len(chunk))
         rows, expected = ranges(low - row, high - low), np.repeat(event_id[a:b], high - low)
         _check_rest(chunk, rows, row, event_id, path)
         blocks.add(check_pulses(chunk, rows, expected, path))
         if progress: progress(len(chunk))
-    if blocks.filled != n.sum(): raise DataError(f"{path}: damaged: {blocks.filled:,} of {n.sum():,} wanted rows are there; get it again")
-    if blocks.late[0]: warnings.warn(f"{path}: column time: {blocks.late[0]:,} events are not in order of time ({blocks.late[1]:,} pulses come before the one above them); they were sorted while reading", stacklevel=3)
+    if blocks.filled != n.sum():
+        raise DataError(f"{path}: damaged: {blocks.filled:,} of {n.sum():,} wanted rows are there; get it "
+                        f"again")
+    if blocks.late[0]:
+        warnings.warn(f"{path}: column time: {blocks.late[0]:,} events are not in order of time "
+                      f"({blocks.late[1]:,} pulses come before the one above them); they were sorted while "
+                      f"reading", stacklevel=3)
     return blocks.finish(order)
 
 # %% ../../nbs/40_kaggle_files.ipynb #4cd9b9aa
@@ -369,4 +432,7 @@ def _check_rest(chunk, rows, row, event_id, path):
     ids, rest = column_values(chunk, "event_id")[0], np.ones(len(chunk), bool)
     rest[rows] = False
     stray = np.flatnonzero(rest & np.isin(ids, event_id))
-    if len(stray): raise DataError(f"{path}: column event_id, event {ids[stray[0]]}: row {row + stray[0]} lies outside the range of its event in {_meta_of(path)}: they do not belong together; get both again", "event_id")
+    if len(stray):
+        raise DataError(f"{path}: column event_id, event {ids[stray[0]]}: row {row + stray[0]} lies outside "
+                        f"the range of its event in {_meta_of(path)}: they do not belong together; get both "
+                        f"again", "event_id")
