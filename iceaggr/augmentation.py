@@ -29,7 +29,7 @@ def grid_axis(
     angle = np.arctan2(neighbours[:, 1], neighbours[:, 0])
     return spacing, np.angle(np.exp(6j * angle).sum()) / 6      # angles that differ by 60 degrees add up
 
-# %% ../nbs/21_augmentation.ipynb #1572905e
+# %% ../nbs/21_augmentation.ipynb #4c1a47c2
 def grid_motions(
     geometry:Geometry,
     tolerance:float=20., # m: largest distance of an image from the nearest string
@@ -43,19 +43,19 @@ def grid_motions(
     good[0] = True                                              # the identity
     return motions[good], xy[best]
 
-# %% ../nbs/21_augmentation.ipynb #dc64024c
+# %% ../nbs/21_augmentation.ipynb #6827e3b0
 def _candidate_motions(xy): # (12, 2, 2)
     "Rotations by multiples of 60 degrees, without and with a reflection on the grid's axis."
     _, axis = grid_axis(xy)
     mirror = _rotation(axis) @ np.diag([1., -1.]) @ _rotation(-axis)
     return np.stack([_rotation(k * np.pi / 3) @ first for first in (np.eye(2), mirror) for k in range(6)])
 
-# %% ../nbs/21_augmentation.ipynb #55af2589
+# %% ../nbs/21_augmentation.ipynb #7da513d7
 def _rotation(angle):
     "Matrix of a rotation in the plane."
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
-# %% ../nbs/21_augmentation.ipynb #05a6520c
+# %% ../nbs/21_augmentation.ipynb #01464931
 def _matching_shares(xy, motions, point, tolerance): # (12,)
     "Share of the strings that each motion around a point brings near a string."
     image = np.einsum("kij,nj->kni", motions, xy - point) + point
@@ -74,7 +74,7 @@ def moved_sensors(
     xy = (sensors[:, :2] - point) @ motion.T + point
     return torch.cat([xy, sensors[:, 2:]], 1)
 
-# %% ../nbs/21_augmentation.ipynb #6d03fc7d
+# %% ../nbs/21_augmentation.ipynb #cc83c93c
 @contextmanager
 def moved_detector(
     t2, # EventTransformer
@@ -105,7 +105,7 @@ def _mix(x:np.ndarray) -> np.ndarray: # uint64 -> uint64
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
-# %% ../nbs/21_augmentation.ipynb #d3e425b4
+# %% ../nbs/21_augmentation.ipynb #8f08ef73
 def _hashed_uniform(
     *keys, # whole numbers or arrays of them
 ) -> np.ndarray: # in (0, 1)
@@ -117,7 +117,7 @@ def _hashed_uniform(
             x = _mix((x ^ bits) + np.uint64(0x9E3779B97F4A7C15))
     return ((x >> np.uint64(11)).astype(np.float64) + 0.5) * 2. ** -53
 
-# %% ../nbs/21_augmentation.ipynb #fd8b93ae
+# %% ../nbs/21_augmentation.ipynb #b0baf37a
 def _hashed_normal(*keys) -> np.ndarray:
     "Normal random numbers from two uniform ones (G. Box and M. Muller, 1958)."
     radius = np.sqrt(-2 * np.log(_hashed_uniform(*keys, 0)))
@@ -138,7 +138,7 @@ def perturb(
     pulses[:, 1] *= charge_factor.astype(np.float32)
     return _pack(pulses, event, batch)
 
-# %% ../nbs/21_augmentation.ipynb #db8020da
+# %% ../nbs/21_augmentation.ipynb #6c1e32a4
 def _kept_pulses(batch, seed, epoch): # (P, 4) pulses, (P,) event of each, (P,) its place in the event
     "The pulses of a batch without some auxiliary ones and without some DOMs."
     pulses, counts = (x.numpy() for x in pulses_by_dom(batch))
@@ -154,7 +154,7 @@ def _kept_pulses(batch, seed, epoch): # (P, 4) pulses, (P,) event of each, (P,) 
     keep |= too_few[event]
     return pulses[keep], event[keep], place[keep]
 
-# %% ../nbs/21_augmentation.ipynb #1076e3e0
+# %% ../nbs/21_augmentation.ipynb #7607e061
 def _pack(pulses, event, batch):
     "Pulses packed anew, for the events and the sequence length of a batch."
     m = batch["metadata"]

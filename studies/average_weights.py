@@ -72,7 +72,8 @@ def evaluate_shares(args, start, models, train, held_out):
         m = summary(event_errors(table, truth[truth.event_id.isin(table.event_id)]))
         figures[share] = m
         print(f"share {share:g}: mean error {m['mean_degrees']:.3f} degrees, "
-              f"median {m['median_degrees']:.3f}, offset in zenith {m['bias_zenith_degrees']:+.2f} +- {m['se_bias_zenith_degrees']:.2f}, "
+              f"median {m['median_degrees']:.3f}, "
+              f"offset in zenith {m['bias_zenith_degrees']:+.2f} +- {m['se_bias_zenith_degrees']:.2f}, "
               f"on {len(held_out):,} held-out events", flush=True)
     return figures
 

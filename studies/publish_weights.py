@@ -44,7 +44,8 @@ Hardware: {hardware}. {choice}
 
 - Trained on events of one neutrino each, from all directions. No coincident muons, no saturated DOMs.
 - Recorded data differ: most triggers are atmospheric muons, which these weights were not trained on.
-  Fine-tune on the simulation of the collaboration and compare kappa and zenith between data and simulation before use.
+  Fine-tune on the simulation of the collaboration and compare kappa and zenith
+  between data and simulation before use.
 - Detectors with sensors more than 1 m from the surveyed IceCube geometry are refused. Other ice and other DOM
   efficiencies were not tested.
 - Cones of the most confident events are too wide: see [23_pretrained](../../nbs/23_pretrained.ipynb).
