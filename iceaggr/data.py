@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastcore.basics import patch
 
-from .common import DataError, plural, shorten
+from .common import DataError, patch, plural, shorten
 from .geometry import load_geometry
 from .io.bad_events import SKIPPED_COLUMNS, events_without_meta, find_bad_events, sound_pulses
 from iceaggr.io.kaggle import (

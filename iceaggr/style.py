@@ -9,7 +9,7 @@ __all__ = ['BLUE', 'ORANGE', 'GREEN', 'PINK', 'AMBER', 'SKY', 'YELLOW', 'BLACK',
 # Okabe and Ito, https://jfly.uni-koeln.de/color
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 AMBER, SKY, YELLOW, BLACK = "#E69F00", "#56B4E9", "#F0E442", "#000000"
-GREY, DUST = "#8A8A8A", "#E0D5C0" # what stands back; the dust layer
+GREY, DUST = "#8A8A8A", "#E0D5C0"     # what stands back; the dust layer
 PALETTE = [BLUE, ORANGE, GREEN, PINK, AMBER, SKY, BLACK]
 
 # %% ../nbs/54_style.ipynb #fb657b31
