@@ -309,9 +309,9 @@ def _brightest(data, split, batches, on_bad_event): # event_id, its file
 def _batches_of_event(data, split, event): # numbers, or None: it may be among the events that were left out
     "The files that hold an event, without reading all of them."
     from iceaggr.common import DataError
-    from iceaggr.report import find_events
     from iceaggr.io.kaggle import batch_files, in_prepared_form
     from iceaggr.io.prepared import map_arrow
+    from iceaggr.report import find_events
     meta = Path(data) / f"{split}_meta.parquet"
     if meta.exists():
         batches = find_events(meta, [event]).batch_id.unique().tolist()

@@ -31,9 +31,6 @@ from .packing import collate_dom_packing, split_batch, to_device
 from .pulses import cut_batches
 from .weights import describe_part, find_model, find_part, pretrained_path, read_file, save_weights
 
-# %% ../nbs/17_model.ipynb #73c6804d
-from .weights import WEIGHTS_VERSION, read_weights  # noqa: F401
-
 # %% ../nbs/17_model.ipynb #99a713bc
 @dataclass
 class ModelSettings:

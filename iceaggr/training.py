@@ -59,8 +59,9 @@ from .engine.loading import EventBatchSampler, PackedBatches, held_out_events
 from .geometry import Geometry
 from .io.bad_events import write_skipped
 from .io.kaggle import all_batches, find_batches
-from .model import PRESETS, HierarchicalTransformer, predict_dataset
+from .model import PRESETS, HierarchicalTransformer, model_settings, predict_dataset
 from .packing import split_batch, to_device
+from .weights import read_weights
 
 # %% ../nbs/20_training.ipynb #642caec1
 @dataclass

@@ -23,8 +23,8 @@ from iceaggr.common import DataError
 from iceaggr.data import IceCubeDataset
 from iceaggr.engine.prepare import prepare
 from iceaggr.geometry import Geometry, load_geometry
-from iceaggr.model import read_weights
 from iceaggr.simulation.dataset import simulate_dataset
+from iceaggr.weights import read_weights
 
 VERBS = ["simulate", "prepare", "train", "predict", "evaluate", "display", "bench"]
 SHORT_RUN = ["--epochs", 1, "--batch-size", 4, "--train-batches", "2,3", "--valid-batches", 10]

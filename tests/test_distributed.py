@@ -14,13 +14,14 @@ import torch
 from conftest import write_tiny
 from processes import ended, launch
 
-from iceaggr.engine import distributed
 from iceaggr.cli import main
 from iceaggr.data import IceCubeDataset
-from iceaggr.geometry import Geometry
-from iceaggr.model import HierarchicalTransformer, predict_dataset, read_weights
+from iceaggr.engine import distributed
 from iceaggr.engine.checkpoints import has_checkpoint
+from iceaggr.geometry import Geometry
+from iceaggr.model import HierarchicalTransformer, predict_dataset
 from iceaggr.training import TrainSettings, fit, train
+from iceaggr.weights import read_weights
 
 TINY = dict(dom_d_model=32, dom_heads=2, dom_layers=1, event_d_model=32, event_heads=2, event_layers=1)
 SETTINGS = TrainSettings(epochs=2, batch_size=8, graph_pulses=128, valid_events=20)

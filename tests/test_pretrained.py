@@ -20,7 +20,7 @@ from iceaggr.training import TrainSettings, calibrate, predict_with_truth, train
 
 SCRIPTS = Path(__file__).parents[1] / "studies"
 sys.path.append(str(SCRIPTS))
-from average_weights import average, best_share, kept_back  # noqa: E402
+from average_weights import average, best_share, find_held_out  # noqa: E402
 
 WEIGHTS = Path(iceaggr.__file__).parent / "pretrained"
 
@@ -104,9 +104,9 @@ def test_events_that_choose_the_share(tiny_dataset):
         TrainSettings(held_out=4, valid_events=3),
     )  # files 2, 3 and 10 of 8, 6 and 7 events
     assert (
-        kept_back(dataset, settings).tolist() == [11, 15, 19]
-        and kept_back(dataset, settings, [2, 3]).tolist() == [3, 7, 11]
-        and kept_back(dataset, settings, [10]).tolist() == [15, 19]
+        find_held_out(dataset, settings).tolist() == [11, 15, 19]
+        and find_held_out(dataset, settings, [2, 3]).tolist() == [3, 7, 11]
+        and find_held_out(dataset, settings, [10]).tolist() == [15, 19]
     )
 
 
@@ -144,7 +144,7 @@ def test_runs_are_averaged_by_the_script(simulated, tmp_path):
     done = average_runs("--share", "0.25", "--judge-batches", "1")
     assert (
         done.returncode == 0
-        and "on 100 events kept back" in done.stdout
+        and "on 100 held-out events" in done.stdout
         and "share 0.25 taken" in done.stdout
     ), done.stdout + done.stderr
     found, start, one, two = (

@@ -21,8 +21,9 @@ from iceaggr.cli import main
 from iceaggr.data import IceCubeDataset
 from iceaggr.engine.checkpoints import CHECKPOINTS, claim_run
 from iceaggr.engine.prepare import prepare
-from iceaggr.model import HierarchicalTransformer, read_weights
+from iceaggr.model import HierarchicalTransformer
 from iceaggr.training import TrainSettings, fit, train
+from iceaggr.weights import read_weights
 
 TINY = dict(dom_d_model=32, dom_heads=2, dom_layers=1, event_d_model=32, event_heads=2, event_layers=1)
 

@@ -26,7 +26,8 @@ from safetensors import SafetensorError
 import iceaggr
 from ..common import atomic_write
 from .distributed import on_first, sum_over, world_size
-from ..model import WEIGHTS_VERSION, HierarchicalTransformer
+from ..model import HierarchicalTransformer
+from ..weights import WEIGHTS_VERSION
 
 # %% ../../nbs/44_checkpoints.ipynb #dcc5d252
 def new_state() -> dict:
