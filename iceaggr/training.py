@@ -767,11 +767,12 @@ def _start_from(
     init, # a .safetensors file, the folder of a run, or the name of a pretrained model
 ):
     "Copy the weights of another model; ValueError if sizes or geometry differ."
-    other = HierarchicalTransformer.load(init)
-    found, wanted = (dataclasses.replace(m.settings, dropout=0.) for m in (other, model))
+    settings, state = read_weights(init)
+    found, wanted = (dataclasses.replace(s, dropout=0.) for s in (model_settings(settings), model.settings))
     if found != wanted: raise ValueError(_other_sizes(init, found, wanted))
-    other.check_geometry(Geometry(model.t2.sensors[:, :3].cpu().numpy()))
-    model.load_state_dict({**other.state_dict(), "t2.sensors": model.t2.sensors})
+    model.check_geometry(Geometry(state["t2.sensors"][:, :3].numpy()))
+    try: model.load_state_dict({**state, "t2.sensors": model.t2.sensors})
+    except RuntimeError as e: raise ValueError(f"{init} holds weights of another kind of model: {e}") from e
 
 # %% ../nbs/20_training.ipynb #6c5626c4
 def _other_sizes(init, found, wanted):

@@ -73,11 +73,16 @@ def mend_links(notebooks): # {path: processed notebook}, changed in place
         page = next((p for p in documented if link[2].endswith("/" + p)), None)
         return link[0] if page is None or link[3] in documented[page] else f"{link[1]}({link[2]})"
 
+    def mended(text): # a string or lines -> lines
+        linked = re.sub(r"(\[`[^`]+`\])\((https://[^()#\s]+)#([^()\s]+)\)", mend, "".join(text))
+        return linked.splitlines(keepends=True)
+
     for notebook in notebooks.values():
         for cell in notebook["cells"]:
-            if cell["cell_type"] != "markdown": continue
-            text = re.sub(r"(\[`[^`]+`\])\((https://[^()#\s]+)#([^()\s]+)\)", mend, "".join(cell["source"]))
-            cell["source"] = text.splitlines(keepends=True)
+            if cell["cell_type"] == "markdown": cell["source"] = mended(cell["source"])
+            for output in cell.get("outputs", []):
+                data = output.get("data", {})
+                if "text/markdown" in data: data["text/markdown"] = mended(data["text/markdown"])
 
 
 def page_data(data, depth): # data of an output, folders between its page and the script
