@@ -17,7 +17,7 @@ import numpy as np
 class DataError(ValueError):
     "Data that cannot be used: says which file, column and event, and what to do."
     def __init__(self,
-        message:str,
+        message:str, # what is wrong, where, and what to do
         column:str="", # at fault
     ):
         super().__init__(message)

@@ -43,9 +43,8 @@ def padded_t1(
 # %% ../nbs/14_dom_transformer.ipynb #22965ed0
 def encode_pulses(t1, pulses, dom, metadata) -> Tensor: # (..., 4) pulses, (...) their DOM -> (..., C)
     "The encoding of pulses, in the precision of the parameters: bfloat16 has three digits."
-    m = metadata
-    event_time = batch_event_times(m)[m["dom_to_event_idx"]]
-    x = t1.encoder(pulses, event_time[dom], m["dom_features"][dom, 0])
+    event_time = batch_event_times(metadata)[metadata["dom_to_event_idx"][dom]]
+    x = t1.encoder(pulses, event_time, metadata["dom_features"][dom, 0])
     return x.to(torch.promote_types(x.dtype, t1.encoder.proj.weight.dtype))
 
 # %% ../nbs/14_dom_transformer.ipynb #05a3fbdf
@@ -149,6 +148,7 @@ def _grouped_tokens(t1, pulses, lengths, dom, metadata, part_tokens):
     "A function from a part to its tokens (T, C), and the layout."
     layout = GroupedLayout(lengths, part_tokens)
     pulses, dom = layout.arrange(pulses), layout.arrange(dom)
+    metadata = dict(metadata, event_times=batch_event_times(metadata))      # once, not for each part
     return lambda part: encode_pulses(t1, pulses[part.tokens], dom[part.tokens], metadata), layout
 
 # %% ../nbs/14_dom_transformer.ipynb #3dcd1929

@@ -63,7 +63,7 @@ def _doms_within_budget(dom_features, dom_ids, dom_to_event_idx, counts, max_dom
                          "choosing among them needs dom_features")
     left_out, events = int((counts - max_doms).clamp(min=0).sum()), int((counts > max_doms).sum())
     warnings.warn(f"max_doms={max_doms}: {left_out} DOMs of {events} events left out (least charge, latest)",
-                  stacklevel=5)
+                  stacklevel=3)
     keep = strongest_doms(dom_features, dom_ids, dom_to_event_idx, max_doms)
     return keep[torch.argsort(dom_to_event_idx[keep], stable=True)]
 

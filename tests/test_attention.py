@@ -1,111 +1,176 @@
-"""Attention: block masks, both layouts and the block, compared with the dense definition in float64."""
+"""Attention inside segments: both layouts and the BlockMask against their definitions."""
+import copy
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
+from definitions import assert_same_gradients, attention_pool_of, block_of, blocks_of, gradients
 from torch.nn.attention.flex_attention import create_block_mask
 
 from iceaggr.attention import (
     Block,
     PackedLayout,
     SegmentAttention,
+    SquaredReLU,
     dense_attention,
+    padded_block,
     segment_block_mask,
     segment_mask_mod,
     single_tokens,
     token_count,
 )
-from iceaggr.engine.cpu_attention import GroupedLayout, pool_parts, run_parts
+from iceaggr.engine import cpu_attention
+from iceaggr.engine.cpu_attention import GroupedLayout, map_parts, pool_parts, run_parts
 from iceaggr.pooling import AttentionPool, Segments
 
-pytestmark = pytest.mark.filterwarnings("ignore:(?s).*flex_attention called without torch.compile")
+# on small inputs, to compare with
+UNCOMPILED = "ignore:(?s).*flex_attention called without torch.compile"
+pytestmark = pytest.mark.filterwarnings(UNCOMPILED)
 
-MIXED = torch.randint(1, 60, (80,), generator=torch.Generator().manual_seed(1)).tolist()
-LENGTHS = [[1], [1, 1], [5], [3, 1, 3, 2], [17, 18, 20, 21, 1, 40, 30],
-           [2] * 50 + [3] * 9 + [16] * 3 + [7] * 2, MIXED]
+LENGTHS = {
+    "one token": [1],
+    "single tokens": [1, 1],
+    "one segment": [5],
+    "mixed and small": [3, 1, 3, 2],
+    "padded groups": [17, 18, 20, 21, 1, 40, 30],
+    "tiles with a rest": [2] * 50 + [3] * 9 + [16] * 3 + [7] * 2,
+    "random": torch.randint(1, 60, (80,), generator=torch.Generator().manual_seed(1)).tolist(),
+    "longer than a part": [300, 1, 2_100, 4, 290, 280],
+}
 
 
-def random_packed(S, L, longest, seed=0, fill=0.9):
-    "Segments (S, L) of random lengths, with padding at the end of each row."
-    g = torch.Generator().manual_seed(seed)
+def random_packed(S, L, longest, fill=0.9):
+    "Segments of random lengths in S sequences of L tokens, with padding at the end."
+    generator = torch.Generator().manual_seed(L + longest)
     rows = []
     for _ in range(S):
-        lengths = torch.randint(1, longest + 1, (L,), generator=g)
-        row = torch.repeat_interleave(torch.arange(L), lengths)[:int(L * fill)]
+        lengths = torch.randint(1, longest + 1, (L,), generator=generator)
+        row = torch.arange(L).repeat_interleave(lengths)[:int(L * fill)]
         rows.append(F.pad(row, (0, L - len(row)), value=-1))
     return torch.stack(rows)
 
 
-def test_mask_of_twelve_tokens():
-    "Each segment is a block, padding a block of its own: no row is empty, and the mask is symmetric."
+def unique_ids(ids): # (S, L) local numbers -> (S * L,) numbers that no other sequence has
+    "The segments of packed sequences as segments of one long sequence."
+    return (ids + 10_000 * torch.arange(len(ids))[:, None]).flatten()
+
+
+def random_tokens(n, width, requires_grad=False):
+    "Tokens (n, width) in double precision."
+    generator = torch.Generator().manual_seed(n)
+    return torch.randn(n, width, dtype=torch.float64, generator=generator).requires_grad_(requires_grad)
+
+
+# The mask, and what is counted
+
+
+def test_mask_holds_each_segment_and_padding():
     ids = torch.tensor([[0, 0, 0, 0, 1, 2, 2, 3, 3, 3, 3, 3, -1, -1, -1]])
-    q, k = torch.meshgrid(torch.arange(15), torch.arange(15), indexing="ij")
-    mask = segment_mask_mod(ids)(0, 0, q, k)
-    assert mask.any(1).all() and torch.equal(mask, mask.T)
+    query, key = torch.meshgrid(torch.arange(15), torch.arange(15), indexing="ij")
+    mask = segment_mask_mod(ids)(0, 0, query, key)
+    assert mask.any(1).all()
+    assert torch.equal(mask, mask.T)
     assert mask.sum() == 4**2 + 1 + 2**2 + 5**2 + 3**2
 
 
-@pytest.mark.parametrize("L, longest", [(512, 3), (512, 60), (512, 500), (640, 300), (128, 40), (1024, 1024)])
-def test_block_mask_is_that_of_torch(L, longest):
-    "The blocks from the ends of the segments are those that torch finds by evaluating the mask everywhere."
-    ids = random_packed(3, L, longest, seed=L)
-    ours = segment_block_mask(ids)
-    theirs = create_block_mask(segment_mask_mod(ids), 3, None, L, L, device="cpu")
-    assert torch.equal(ours.to_dense(), theirs.to_dense())
-    for name in ("kv_num_blocks", "full_kv_num_blocks"):
-        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+@pytest.mark.parametrize("fill", [0.3, 0.9, 1.0])
+@pytest.mark.parametrize("L, longest", [
+    (128, 1), (128, 40), (128, 128), (256, 7), (512, 3), (512, 60), (512, 500), (512, 512), (640, 300),
+    (1024, 200), (1024, 1024), (300, 100), (100, 30)])
+def test_block_mask_is_that_of_torch(L, longest, fill):
+    "Empty, partial and full blocks, also where the sequence ends within a block."
+    ids = random_packed(3, L, longest, fill)
+    found = segment_block_mask(ids)
+    expected = create_block_mask(segment_mask_mod(ids), 3, None, L, L, device="cpu")
+    assert torch.equal(found.to_dense(), expected.to_dense())
+    assert torch.equal(found.kv_num_blocks, expected.kv_num_blocks)
+    assert torch.equal(found.full_kv_num_blocks, expected.full_kv_num_blocks)
 
 
 def test_single_tokens():
-    "A token is single where both neighbours belong to other segments."
     ids = torch.tensor([[3, 3, 4, 5, 5, -1], [6, 7, 7, -1, -1, -1], [8, 8, 8, 8, 8, 9]])
     expected = [[0, 0, 1, 0, 0, 1], [1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]]
     assert single_tokens(ids).int().tolist() == expected
 
 
 def test_token_count():
-    "Numbers are rounded up to few values, by at most a quarter."
+    "At least n, few sizes, at most a quarter or one block more."
     assert [token_count(n) for n in (1, 128, 129, 1024, 1025, 5160)] == [128, 128, 256, 1024, 1280, 6144]
     assert [token_count(n, 8) for n in (1, 8, 9, 64, 65, 130)] == [8, 8, 16, 64, 80, 160]
-    assert all(n <= token_count(n) <= max(1.25 * n, n + 127) for n in range(1, 20_000, 17))
+    for n in range(1, 20_000, 17): assert n <= token_count(n) <= max(1.25 * n, n + 127)
+
+
+# Layouts against the definition
 
 
 @pytest.mark.parametrize("kernel", ["flex", "dense"])
-@pytest.mark.parametrize("longest", [3, 60, 200])
-def test_packed_attention_is_the_definition(kernel, longest):
-    "Attention in packed sequences, padding included, is dense attention over all of their tokens."
+@pytest.mark.parametrize("longest", [1, 7, 200])
+def test_packed_layout_agrees_with_the_definition(longest, kernel):
     ids = random_packed(2, 256, longest)
-    qkv = torch.randn(512, 48, dtype=torch.float64)
-    expected = dense_attention(qkv, (ids + torch.tensor([[0], [1000]])).flatten(), 2)
+    qkv = random_tokens(512, 48)
+    expected = dense_attention(qkv, unique_ids(ids), n_heads=2)
     assert torch.allclose(PackedLayout(ids, kernel).attend(qkv, 2), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("longest", [7, 200])
+def test_packed_gradients_agree_with_the_definition(longest):
+    ids = random_packed(2, 256, longest)
+    qkv = random_tokens(512, 48, requires_grad=True)
+    expected = gradients(dense_attention(qkv, unique_ids(ids), 2), [qkv])
+    assert_same_gradients(gradients(PackedLayout(ids, "dense").attend(qkv, 2), [qkv]), expected, 1e-11)
+
+
+def attend_grouped(layout, qkv, n_heads):
+    "Attention part after part, in the order given; a single token gets its own value."
+    x = layout.arrange(qkv)
+    C = qkv.shape[1] // 3
+    found = []
+    for part in layout.parts:
+        own = x[part.tokens]
+        found.append(own[:, 2 * C:] if part.single else part.attend(own, n_heads))
+    return layout.restore_tokens(torch.cat(found))
+
+
 @pytest.mark.parametrize("part_tokens", [1, 16, 100, 2048])
-@pytest.mark.parametrize("lengths", LENGTHS)
-def test_grouped_attention_is_the_definition(lengths, part_tokens, H=2, C=8):
-    "Attention over groups of similar length is dense attention, in one part and in many."
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_grouped_layout_agrees_with_the_definition(lengths, part_tokens):
+    "Values and gradients, in one part and in many."
     lengths = torch.tensor(lengths)
-    segment = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    qkv = torch.randn(len(segment), 3 * C, dtype=torch.float64)
+    segment = torch.arange(len(lengths)).repeat_interleave(lengths)
     layout = GroupedLayout(lengths, part_tokens)
-    x, expected = layout.arrange(qkv), layout.arrange(dense_attention(qkv, segment, H))
     assert sum(part.segments.n for part in layout.parts) == len(lengths)
     assert layout.parts[-1].tokens.stop == len(segment)
-    assert torch.equal(layout.restore_tokens(x), qkv)
+    qkv = random_tokens(len(segment), 24, requires_grad=True)
+    expected = dense_attention(qkv, segment, n_heads=2)
+    found = attend_grouped(layout, qkv, n_heads=2)
+    assert torch.allclose(found, expected, atol=1e-12)
+    assert_same_gradients(gradients(found, [qkv]), gradients(expected, [qkv]), 1e-11)
+    with torch.no_grad(): assert torch.allclose(attend_grouped(layout, qkv.detach(), 2), expected, atol=1e-12)
+
+
+def test_parts_hold_at_most_their_tokens_and_single_tokens_apart():
+    lengths = torch.tensor(LENGTHS["random"] + [1] * 30 + [150])
+    layout = GroupedLayout(lengths, part_tokens=100)
+    places = [part.tokens for part in layout.parts]
+    assert places[0].start == 0
+    for before, after in itertools.pairwise(places): assert before.stop == after.start
     for part in layout.parts:
-        found = x[part.tokens, 2 * C:] if part.single else part.attend(x[part.tokens], H)
-        assert torch.allclose(found, expected[part.tokens], atol=1e-12)
+        assert part.tokens.stop - part.tokens.start <= 100 or part.segments.n == 1
+        assert (part.segments.lengths == 1).all() == part.single
 
 
-def test_training_in_bfloat16_attends_in_float32():
-    "Under autocast on a CPU the attention of a training step stays in float32, with its gradient."
+def test_autocast_keeps_attention_in_float32():
+    "In training with bfloat16 on a CPU the layers are in half precision, attention is not."
     layout = GroupedLayout(torch.tensor([1, 1, 5, 5, 7, 60, 300]), 256)
     for part in layout.parts[1:]:
-        n = part.tokens.stop - part.tokens.start
-        qkv = torch.randn(n, 96, dtype=torch.bfloat16, requires_grad=True)
+        torch.manual_seed(0)
+        qkv = torch.randn(part.tokens.stop - part.tokens.start, 96, dtype=torch.bfloat16, requires_grad=True)
         with torch.autocast("cpu", torch.bfloat16): found = part.attend(qkv, 2)
         exact = qkv.detach().float().requires_grad_()
         expected = part.attend(exact, 2)
-        assert found.dtype == torch.bfloat16 and torch.equal(found, expected.to(torch.bfloat16))
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, expected.to(torch.bfloat16))
         weight = torch.randn_like(found)
         (found * weight).sum().backward()
         (expected * weight.float()).sum().backward()
@@ -113,101 +178,186 @@ def test_training_in_bfloat16_attends_in_float32():
         assert torch.allclose(qkv.grad.float(), exact.grad, rtol=0.01, atol=0.01)
 
 
-@pytest.fixture
-def layer():
-    "A block, a pooling, 60 segments of which half are single tokens, and their tokens, in float64."
+def test_attention_in_bfloat16_without_gradients():
+    lengths = torch.tensor(LENGTHS["random"])
+    layout = GroupedLayout(lengths, 500)
+    qkv = random_tokens(int(lengths.sum()), 96)
+    expected = attend_grouped(layout, qkv, 2)
+    found = attend_grouped(layout, qkv.bfloat16(), 2)
+    assert found.dtype == torch.bfloat16
+    assert (found.double() - expected).abs().max() < 0.1
+
+
+# Blocks
+
+
+@pytest.fixture(scope="module")
+def stack():
+    "A block, a pooling, tokens (T, C) of 60 segments, and the segments' lengths."
     torch.manual_seed(0)
+    block, pool = Block(32, n_heads=2).double(), AttentionPool(32).double()
     lengths = torch.randint(1, 40, (60,))
     lengths[::2] = 1
-    segment = torch.repeat_interleave(torch.arange(60), lengths)
-    x = torch.randn(len(segment), 32, dtype=torch.float64, requires_grad=True)
-    return Block(32, 2).double(), AttentionPool(32).double(), lengths, segment, x
+    x = torch.randn(int(lengths.sum()), 32, dtype=torch.float64, requires_grad=True)
+    return block, pool, x, lengths
 
 
-def embed_grouped(block, pool, lengths, x):
-    "The block and the pooling on the grouped layout, in several parts."
-    layout = GroupedLayout(lengths, 100)
-    assert len(layout.parts) > 2
-    return pool_parts(lambda part: layout.arrange(x)[part.tokens], [block], pool, layout)
+def embed_grouped(block, pool, x, lengths, part_tokens=100): # (N, C)
+    layout = GroupedLayout(lengths, part_tokens)
+    x = layout.arrange(x)
+    return pool_parts(lambda part: x[part.tokens], [block], pool, layout)
 
 
-def embed_by_definition(block, pool, own):
-    "One segment alone: attention written out, then softmax pooling written out."
-    if len(own) > 1:
-        qkv = block.attention.qkv(block.norm1(own))
-        own = own + block.attention.out(dense_attention(qkv, torch.zeros(len(own)), 2))
-        own = own + block.mlp(block.norm2(own))
-    own = pool.norm(own)
-    weight, value = pool.logits(own).softmax(0), pool.value(own).view(len(own), 4, 8)
-    return torch.einsum("tq,tqc->qc", weight, value).flatten()
+def embed_packed(block, pool, x, lengths, kernel="dense"): # (N, C)
+    ids = torch.arange(len(lengths)).repeat_interleave(lengths)
+    y = PackedLayout(ids[None], kernel).run_blocks([block], x)
+    return pool(y, Segments(ids, len(lengths)))
 
 
-def test_block_on_both_layouts(layer):
-    "Values and gradients on the grouped and on the packed layout agree, with each other and the definition."
-    block, pool, lengths, segment, x = layer
+def embed_by_definition(block, pool, x, lengths): # (N, C)
+    own = x.split(lengths.tolist())
+    return torch.stack([attention_pool_of(pool, blocks_of([block], tokens)) for tokens in own])
+
+
+@pytest.mark.parametrize("embed", [embed_grouped, embed_packed])
+def test_blocks_and_pooling_agree_with_the_definition(stack, embed):
+    "Values and gradients."
+    block, pool, x, lengths = stack
     inputs = [x, *block.parameters(), *pool.parameters()]
-    grouped = embed_grouped(block, pool, lengths, x)
-    layout = PackedLayout(segment[None], "dense")
-    packed = pool(layout.run_blocks([block], x), Segments(segment, 60))
-    defined = torch.stack([embed_by_definition(block, pool, x[segment == n]) for n in range(60)])
-    expected = torch.autograd.grad(defined.square().sum(), inputs)
-    for found in (grouped, packed):
-        assert torch.allclose(found, defined, atol=1e-12)
-        for g, e in zip(torch.autograd.grad(found.square().sum(), inputs), expected, strict=True):
-            assert torch.allclose(g, e, atol=1e-9 * max(1, e.abs().max()))
+    expected, found = embed_by_definition(*stack), embed(*stack)
+    assert torch.allclose(found, expected, atol=1e-12)
+    assert_same_gradients(gradients(found, inputs), gradients(expected, inputs), 1e-9)
 
 
-@torch.no_grad()
-def test_segments_are_isolated(layer):
-    "Changing the tokens of one segment leaves every other segment as it was, bit for bit."
-    block, pool, lengths, segment, x = layer
-    changed = x.clone()
-    changed[segment == 7] *= -1
-    before, after = (embed_grouped(block, pool, lengths, tokens) for tokens in (x, changed))
+def test_blocks_with_flex_attention_agree_with_the_definition(stack):
+    with torch.no_grad():
+        assert torch.allclose(embed_packed(*stack, kernel="flex"), embed_by_definition(*stack), atol=1e-12)
+
+
+def test_padded_block_is_the_block_of_each_row():
+    torch.manual_seed(0)
+    block, x = Block(32, n_heads=2).double(), random_tokens(3 * 20, 32).view(3, 20, 32)
+    with torch.no_grad():
+        found = padded_block(block, x, F.scaled_dot_product_attention)
+        assert torch.allclose(found, torch.stack([block_of(block, row) for row in x]), atol=1e-12)
+
+
+@pytest.mark.parametrize("embed", [embed_grouped, embed_packed])
+def test_segments_are_isolated_bit_for_bit(stack, embed):
+    block, pool, x, lengths = stack
+    segment = torch.arange(60).repeat_interleave(lengths)
     others = torch.arange(60) != 7
-    assert torch.equal(after[others], before[others]) and not torch.allclose(after[7], before[7])
+    with torch.no_grad():
+        changed = torch.where((segment == 7)[:, None], -x, x)
+        before, after = embed(block, pool, x, lengths), embed(block, pool, changed, lengths)
+    assert torch.equal(after[others], before[others])
+    assert not torch.allclose(after[7], before[7])
 
 
-@torch.no_grad()
-def test_threads_change_nothing(layer):
-    "Three threads give the numbers of one, and the number of threads is left as it was."
-    block, pool, lengths, _, x = layer
-    cores, found = torch.get_num_threads(), []
-    try:
-        for n in (1, 3, 3):
-            torch.set_num_threads(n)
-            found.append(embed_grouped(block, pool, lengths, x))
-            assert torch.get_num_threads() == n
-    finally: torch.set_num_threads(cores)
-    assert torch.allclose(found[0], found[1], atol=1e-12) and torch.equal(found[1], found[2])
+def test_blocks_do_not_change_their_input(stack):
+    block, pool, x, lengths = stack
+    before = x.detach().clone()
+    with torch.no_grad(): embed_grouped(*stack)
+    assert torch.equal(x, before)
 
 
-@torch.no_grad()
-def test_tokens_come_back_in_order(layer):
-    "Without blocks, what goes through the parts and is restored is what went in."
-    _, _, lengths, _, x = layer
-    layout = GroupedLayout(lengths, 100)
-    parts = run_parts(lambda part: layout.arrange(x)[part.tokens], [], lambda x, part: x, layout)
-    assert torch.equal(layout.restore_tokens(parts), x)
+def test_squared_relu():
+    x = torch.tensor([-2.0, 0, 3])
+    assert SquaredReLU()(x.clone()).tolist() == [0, 0, 9]
+    x = x.requires_grad_()
+    SquaredReLU()(x * 1).sum().backward()
+    assert x.grad.tolist() == [0, 0, 6]
 
 
-def test_wrong_settings_are_named():
-    "A head size below 16 and an unknown kernel are errors."
-    for d_model, n_heads in ((30, 4), (32, 4)):
-        with pytest.raises(ValueError, match="head size"): SegmentAttention(d_model, n_heads)
-    with pytest.raises(ValueError, match="kernel"): PackedLayout(torch.zeros(1, 4), "other")
+@pytest.mark.parametrize("d_model, n_heads", [(30, 4), (32, 4), (33, 2)])
+def test_heads_must_fit(d_model, n_heads):
+    with pytest.raises(ValueError, match="head size of 16 or more"): SegmentAttention(d_model, n_heads)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_compiled_attention_is_the_definition():
-    "Compiled FlexAttention on a GPU, values and gradients, against float64."
-    ids = random_packed(8, 512, 60).cuda()
-    qkv = torch.randn(8 * 512, 3 * 128, device="cuda", requires_grad=True)
-    unique = torch.where(ids >= 0, ids, 511) + torch.arange(8, device="cuda")[:, None] * 512
-    found = PackedLayout(ids).attend(qkv, 8)
-    expected = dense_attention(qkv.double(), unique.flatten(), 8)
-    assert torch.allclose(found.double(), expected, atol=1e-5)
-    weight = torch.randn_like(expected)
-    gradient, = torch.autograd.grad((found * weight.float()).sum(), qkv)
-    reference, = torch.autograd.grad((expected * weight).sum(), qkv)
-    assert (gradient - reference).norm() / reference.norm() < 1e-4
+def test_unknown_kernel_of_a_packed_layout():
+    with pytest.raises(ValueError, match='kernel must be "flex" or "dense"; got \'grouped\''):
+        PackedLayout(torch.zeros(1, 128, dtype=torch.int64), "grouped")
+
+
+# Threads
+
+
+@pytest.fixture
+def set_threads():
+    "Sets torch's number of threads, and puts it back at the end."
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def threads_requested():
+    "How often the pool of threads was asked for."
+    info = cpu_attention._one_core_threads.cache_info()
+    return info.hits + info.misses
+
+
+def in_one_and_three_threads(set_threads, function):
+    "Results without gradients, of which only the second is worked out in threads."
+    requested, found = threads_requested(), []
+    for n in (1, 3):
+        set_threads(n)
+        with torch.no_grad(): found.append(function())
+        assert torch.get_num_threads() == n
+    assert threads_requested() == requested + 1
+    return found
+
+
+def test_threads_give_the_result_of_one_thread(stack, set_threads):
+    one, three = in_one_and_three_threads(set_threads, lambda: embed_grouped(*stack))
+    assert torch.allclose(one, three, atol=1e-12)
+    assert torch.allclose(three, embed_by_definition(*stack), atol=1e-12)
+
+
+def test_threads_take_over_autocast(stack, set_threads):
+    block, pool, x, lengths = stack
+    block, pool, x = copy.deepcopy(block).float(), copy.deepcopy(pool).float(), x.detach().float()
+
+    def embed():
+        with torch.autocast("cpu", torch.bfloat16): return embed_grouped(block, pool, x, lengths)
+
+    one, three = in_one_and_three_threads(set_threads, embed)
+    with torch.no_grad(): precise = embed_grouped(block, pool, x, lengths)
+    assert (one - three).abs().max() < 0.1 * (one - precise).abs().max()
+
+
+def test_threads_take_over_inference_mode(set_threads):
+    set_threads(2)
+    parts = GroupedLayout(torch.tensor([600, 600]), 600).parts
+    with torch.inference_mode():
+        assert map_parts(lambda part: torch.is_inference_mode_enabled(), parts) == [True, True]
+    with torch.no_grad():
+        assert map_parts(lambda part: torch.is_inference_mode_enabled(), parts) == [False, False]
+        assert map_parts(lambda part: torch.is_grad_enabled(), parts) == [False, False]
+        assert map_parts(lambda part: torch.get_num_threads(), parts) == [1, 1]
+
+
+def test_results_of_parts_keep_their_order(set_threads):
+    set_threads(3)
+    parts = GroupedLayout(torch.tensor([300] * 7), 300).parts
+    with torch.no_grad(): starts = map_parts(lambda part: part.tokens.start, parts)
+    assert starts == [300 * n for n in range(7)]
+
+
+def test_an_error_in_a_thread_is_raised_and_the_number_of_threads_stays(set_threads):
+    set_threads(2)
+    parts = GroupedLayout(torch.tensor([600, 600]), 600).parts
+    with torch.no_grad(), pytest.raises(ZeroDivisionError): map_parts(lambda part: 1 / 0, parts)
+    assert torch.get_num_threads() == 2
+
+
+def test_no_threads_with_dropout(set_threads):
+    "The random numbers of a seed stay the same, whatever the number of cores."
+    torch.manual_seed(0)
+    block, x = Block(32, n_heads=2, dropout=0.5), torch.randn(900, 32)
+    layout, found = GroupedLayout(torch.tensor([300] * 3), 300), []
+    for n in (1, 3):
+        set_threads(n)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            found.append(run_parts(lambda part: x[part.tokens], [block], lambda y, part: y, layout))
+    assert torch.equal(found[0], found[1])
