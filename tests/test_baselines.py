@@ -9,7 +9,7 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "studies/compare_baselines.py"
 
 
-@pytest.mark.parametrize("method, rows", [("hierarchy", ["hierarchy", "hierarchy, six rotations"]), ("flat-plain", ["flat-plain"]), ("likelihood", ["likelihood"])])
+@pytest.mark.parametrize("method, rows", [("hierarchy", ["hierarchy", "hierarchy, test-time augmentation"]), ("flat-plain", ["flat-plain"]), ("likelihood", ["likelihood"])])
 def test_rows_are_appended(tiny_dataset, tmp_path, monkeypatch, capsys, method, rows):
     out = tmp_path / "results.csv"
     out.write_text("method,mean\nearlier,1.5\n")
