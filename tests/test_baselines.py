@@ -28,6 +28,7 @@ from iceaggr.studies.baselines import (
     smeared_gamma,
     track_likelihood,
 )
+from iceaggr.studies.detector_faults import FAULTS
 from iceaggr.training import MuonAdamW, TrainSettings, fit, train_step, validate
 
 SCRIPTS = Path(__file__).parents[1] / "studies"
@@ -269,6 +270,41 @@ def test_rotated_detector_rotates_the_mean(ds, rotations):
     model.t2.sensors = moved_sensors(sensors, motions[1], point)
     found = vectors_of(predict_rotated(model, ds, progress=False))
     assert torch.allclose(_rotate_back(found, motions[1]), expected, atol=1e-3)
+
+
+# Detector faults
+
+@pytest.fixture
+def pulses():
+    "Thirty pulses, a third of them auxiliary, in order of time."
+    rng = np.random.default_rng(0)
+    columns = np.sort(rng.uniform(9_000, 15_000, 30)), rng.uniform(0.2, 3, 30), rng.integers(0, 5160, 30)
+    return np.stack([*columns, np.arange(30) % 3 == 0], 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faulty_pulses_are_sorted_and_repeatable(pulses, name):
+    before = pulses.copy()
+    found = FAULTS[name].apply(pulses, seed=1)
+    assert found.dtype == np.float32 and (np.diff(found[:, 0]) >= 0).all()
+    assert np.array_equal(found, FAULTS[name].apply(pulses, seed=1))
+    assert np.array_equal(pulses, before)
+    assert np.array_equal(found, pulses) == (name == "none")
+
+
+def test_dead_modules_are_the_same_in_all_events(pulses):
+    fault = FAULTS["20 % of the modules dead"]
+    alive = set(fault.apply(pulses, 0)[:, 2])
+    assert alive == set(fault.apply(pulses, 1)[:, 2])
+    dead = pulses[~np.isin(pulses[:, 2], list(alive))]
+    assert len(dead) and np.array_equal(fault.apply(dead, 0), dead)      # an event keeps its last pulses
+
+
+def test_noise_comes_with_auxiliary_pulses(pulses):
+    fault = FAULTS["noise tripled"]
+    assert len(fault.apply(pulses, 0)) == 30 + 2 * 10
+    coincident = pulses[pulses[:, 3] == 0]
+    assert np.array_equal(fault.apply(coincident, 0), coincident)
 
 
 # The scripts
