@@ -276,10 +276,10 @@ def test_rotated_detector_rotates_the_mean(ds, rotations):
 
 @pytest.fixture
 def pulses():
-    "Thirty pulses, a third of them auxiliary, in order of time."
+    "150 pulses, a third of them auxiliary, in order of time."
     rng = np.random.default_rng(0)
-    columns = np.sort(rng.uniform(9_000, 15_000, 30)), rng.uniform(0.2, 3, 30), rng.integers(0, 5160, 30)
-    return np.stack([*columns, np.arange(30) % 3 == 0], 1).astype(np.float32)
+    columns = np.sort(rng.uniform(9_000, 15_000, 150)), rng.uniform(0.2, 3, 150), rng.integers(0, 5160, 150)
+    return np.stack([*columns, np.arange(150) % 3 == 0], 1).astype(np.float32)
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -302,7 +302,7 @@ def test_dead_modules_are_the_same_in_all_events(pulses):
 
 def test_noise_comes_with_auxiliary_pulses(pulses):
     fault = FAULTS["noise tripled"]
-    assert len(fault.apply(pulses, 0)) == 30 + 2 * 10
+    assert len(fault.apply(pulses, 0)) == 150 + 2 * 50
     coincident = pulses[pulses[:, 3] == 0]
     assert np.array_equal(fault.apply(coincident, 0), coincident)
 
