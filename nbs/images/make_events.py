@@ -1,4 +1,5 @@
-"""Events in files: batch_file.svg (where their pulses lie), bad_events.svg (what can be wrong with them).
+"""Events in files: batch_file.svg (where their pulses lie), bad_events.svg (what can be wrong with them),
+graphnet.svg (from GraphNeT's tables to the Kaggle layout).
 
     python nbs/images/make_events.py"""
 from pathlib import Path
@@ -75,6 +76,32 @@ def bad_events(path):
     finish(ax, path, (-2.4, 9.2), (-0.1, 1.7))
 
 
+def table(ax, x, y, title, rows, colour):
+    "A table with its columns as lines of text."
+    ax.add_patch(Rectangle((x, y - 0.3 * len(rows) - 0.1), 2.6, 0.3 * len(rows) + 0.1, facecolor=CARD))
+    box(ax, x, y, 2.6, 0.38, colour, title)
+    for k, words in enumerate(rows): ax.text(x + 0.12, y - 0.25 - 0.3 * k, words, fontsize=SMALL, color=INK)
+
+
+def graphnet(path):
+    "Two tables of GraphNeT, joined by event_no, and what becomes of their columns."
+    figure, ax = plt.subplots(figsize=(9, 2.9))
+    pulses = ["event_no", "dom_x, dom_y, dom_z [m]", "dom_time [ns]", "charge [p.e.]", "hlc"]
+    converted = ["event_id", "sensor_id", "time [ns]", "charge [p.e.]", "auxiliary"]
+    table(ax, 0, 2, "SplitInIcePulses", pulses, COLOURS[0])
+    table(ax, 6.4, 2, "train/batch_1.parquet", converted, COLOURS[0])
+    notes = ["", "sensor at that position", "rounded to whole ns", "", "no local coincidence"]
+    for k, words in enumerate(notes):
+        arrow(ax, (2.7, 1.8 - 0.3 * k), (6.3, 1.8 - 0.3 * k))
+        ax.text(4.5, 1.83 - 0.3 * k, words, ha="center", va="bottom", fontsize=7.5, color=SOFT)
+    table(ax, 0, -0.1, "truth", ["event_no", "azimuth, zenith [rad]"], COLOURS[1])
+    rows = ["event_id, rows of its pulses", "azimuth, zenith [rad]"]
+    table(ax, 6.4, -0.1, "train_meta.parquet", rows, COLOURS[1])
+    for k in range(2): arrow(ax, (2.7, -0.3 - 0.3 * k), (6.3, -0.3 - 0.3 * k))
+    finish(ax, path, (-0.1, 9.1), (-0.85, 2.5))
+
+
 if __name__ == "__main__":
     plt.rcParams["svg.hashsalt"] = "iceaggr"
-    for draw in (batch_file, bad_events): draw(Path(__file__).with_name(f"{draw.__name__}.svg"))
+    for draw in (batch_file, bad_events, graphnet):
+        draw(Path(__file__).with_name(f"{draw.__name__}.svg"))
