@@ -1,4 +1,4 @@
-"""GraphNeT's files: converted there and back, and what is refused."""
+"""GraphNeT's files: both forms give the events that were written, and faults are named."""
 import sqlite3
 from contextlib import closing
 
@@ -13,8 +13,24 @@ from iceaggr.io.graphnet import convert_graphnet, graphnet_pulses
 from iceaggr.simulation.dataset import simulate_events
 
 DETECTOR = Geometry.nominal()
-POSITION = ["dom_x", "dom_y", "dom_z"]
-MAP = "SplitInIcePulses"
+PULSEMAP = "SplitInIcePulses"
+COLUMNS = ["time", "charge", "sensor_id", "auxiliary"]
+
+
+def write_sqlite(path, pulses, truth):
+    with closing(sqlite3.connect(path)) as db:
+        pulses.to_sql(PULSEMAP, db, index=False)
+        truth.to_sql("truth", db, index=False)
+    return path
+
+
+def write_parquet(folder, pulses, truth, suffix="_0", index=None):
+    "Add a file of pulses and one of truth to a folder; the index, if any, is written too."
+    for name, table in ((PULSEMAP, pulses), ("truth", truth)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        table = table.set_index(index) if index else table
+        table.to_parquet(folder / name / f"{name}{suffix}.parquet", index=bool(index))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -23,176 +39,147 @@ def simulated(): return simulate_events(60, seed=3)
 
 @pytest.fixture(scope="module")
 def tables(simulated):
-    "The simulated events as GraphNeT holds them."
+    "Pulses and truth as GraphNeT holds them."
     pulses, truth = simulated
-    there = pd.DataFrame(dict(
-        charge=pulses.charge, dom_time=pulses.time - 0.3, hlc=(~pulses.auxiliary).astype(int),
-        event_no=pulses.event_id))
-    there[POSITION] = DETECTOR.xyz[pulses.sensor_id]
-    known = truth.rename(columns=dict(event_id="event_no"))[["event_no", "energy", "azimuth", "zenith"]]
-    return there, known
+    table = pd.DataFrame(DETECTOR.xyz[pulses.sensor_id], columns=["dom_x", "dom_y", "dom_z"])
+    table = table.assign(event_no=pulses.event_id, dom_time=pulses.time - 0.3, charge=pulses.charge)
+    table["hlc"] = (~pulses.auxiliary).astype(int)
+    return table, truth.rename(columns={"event_id": "event_no"})[["event_no", "energy", "azimuth", "zenith"]]
 
 
-def write_sqlite(path, pulses, truth):
-    "A database with both tables."
-    with closing(sqlite3.connect(path)) as db:
-        pulses.to_sql(MAP, db, index=False)
-        truth.to_sql("truth", db, index=False)
-    return path
+@pytest.fixture(scope="module")
+def database(tables, tmp_path_factory):
+    return write_sqlite(tmp_path_factory.mktemp("db") / "events.db", *tables)
 
 
-def write_parquet(folder, pulses, truth, number=0, index=False):
-    "One Parquet file of each table."
-    for name, table in ((MAP, pulses), ("truth", truth)):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        if index: table = table.set_index("event_no")
-        table.to_parquet(folder / name / f"{name}_{number}.parquet", index=index)
+@pytest.fixture(scope="module")
+def merged(tables, tmp_path_factory):
+    "Three Parquet files."
+    folder, (pulses, truth) = tmp_path_factory.mktemp("merged"), tables
+    for k, part in enumerate(np.array_split(truth.event_no.to_numpy(), 3)):
+        write_parquet(folder, pulses[pulses.event_no.isin(part)], truth[truth.event_no.isin(part)], f"_{k}")
     return folder
 
 
 @pytest.fixture
 def tiny():
     "Three pulses of two events."
-    table = pd.DataFrame(dict(event_no=[7, 7, 3], dom_time=[20.0, 10.0, 5.0], charge=1.0, hlc=[1, 0, 1]))
-    table[POSITION] = DETECTOR.xyz[[100, 5_000, 42]]
+    columns = {"event_no": [7, 7, 3], "dom_time": [20.0, 10.0, 5.0], "charge": 1.0, "hlc": [1, 0, 1]}
+    table = pd.DataFrame(columns)
+    table[["dom_x", "dom_y", "dom_z"]] = DETECTOR.xyz[[100, 5_000, 42]]
     return table
 
 
-def test_pulses_get_sensor_ids_and_flags(tiny):
-    "Pulses are sorted by event and time; without `hlc` none is auxiliary."
+def test_pulses_get_sensors_and_flags(tiny):
     pulses = graphnet_pulses(tiny, DETECTOR)
     assert pulses.sensor_id.tolist() == [42, 5_000, 100]
     assert pulses.auxiliary.tolist() == [False, True, False]
     assert not graphnet_pulses(tiny.drop(columns="hlc"), DETECTOR).auxiliary.any()
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(charge=[1, 0, 1]), "event 7"),
-    (dict(dom_x=5_000.0), "metres"),
-    (dict(dom_time=-3.0), "event 7: -3.0 is not a time"),
-    (dict(dom_time=np.nan), "event 7: nan"),
-    (dict(event_no=[7, np.nan, 3]), "1 pulses without an event"),
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda t: t.drop(columns="dom_y"), "dom_y missing"),
+    (lambda t: t.assign(charge=[1, 0, 1]), "event 7"),
+    (lambda t: t.assign(dom_x=5_000.0), "metres"),
+    (lambda t: t.assign(dom_time=-3.0), "event 7: -3.0 is not a time"),
+    (lambda t: t.assign(dom_time=np.nan), "event 7: nan"),
+    (lambda t: t.assign(event_no=[7, np.nan, 3]), "1 pulses without an event"),
 ])
-def test_bad_pulses_are_refused(tiny, change, message):
-    "The message names what is wrong."
-    with pytest.raises(DataError, match=message): graphnet_pulses(tiny.assign(**change), DETECTOR)
+def test_faults_of_pulses_are_named(tiny, change, message):
+    with pytest.raises(DataError, match=message): graphnet_pulses(change(tiny), DETECTOR)
 
 
-def test_a_missing_column_is_named(tiny):
-    "The message names the column."
-    with pytest.raises(DataError, match="dom_y missing"):
-        graphnet_pulses(tiny.drop(columns="dom_y"), DETECTOR)
-
-
-@pytest.mark.parametrize("form", ["sqlite", "parquet"])
-def test_there_and_back(simulated, tables, tmp_path, form):
-    "Both forms, converted, have the pulses and directions that they had."
-    there, known = tables
-    if form == "sqlite": source = write_sqlite(tmp_path / "events.db", there, known)
-    else:
-        source = tmp_path / "merged"
-        for k, ids in enumerate(np.array_split(known.event_no.to_numpy(), 3)):
-            write_parquet(source, there[there.event_no.isin(ids)], known[known.event_no.isin(ids)], k)
+@pytest.mark.parametrize("form", ["database", "merged"])
+def test_both_forms_give_the_events(simulated, tmp_path, form, request):
+    pulses, truth = simulated
+    source = request.getfixturevalue(form)
     ds = IceCubeDataset(convert_graphnet(source, tmp_path / "out", DETECTOR, events_per_file=25))
     assert len(ds) == 60 and ds.event_table().batch_id.nunique() == 3
-    pulses, truth = simulated
+    truth = truth.set_index("event_id")
     for event in ds:
-        number = int(event["event_id"])
-        columns = ["time", "charge", "sensor_id", "auxiliary"]
-        expected = pulses.loc[pulses.event_id == number, columns].to_numpy(np.float32)
-        row = truth[truth.event_id == number].iloc[0]
-        assert np.array_equal(np.sort(event["pulse_features"].numpy(), axis=0), np.sort(expected, axis=0))
-        assert np.allclose(event["target"], [row.azimuth, row.zenith])
+        event_id = int(event["event_id"])
+        own = pulses.loc[pulses.event_id == event_id, COLUMNS].to_numpy(np.float32)
+        assert np.array_equal(np.sort(event["pulse_features"], axis=0), np.sort(own, axis=0))
+        assert np.allclose(event["target"], truth.loc[event_id, ["azimuth", "zenith"]].to_numpy(float))
 
 
-def test_recorded_data_become_the_test_split(tables, tmp_path):
-    "Without a truth table there are no targets."
-    source = write_sqlite(tmp_path / "events.db", *tables)
-    out = convert_graphnet(source, tmp_path / "out", DETECTOR, truth_table=None)
+def test_recorded_data_become_the_test_split(database, tmp_path):
+    out = convert_graphnet(database, tmp_path / "out", DETECTOR, truth_table=None)
     recorded = IceCubeDataset(out, split="test")
     assert len(recorded) == 60 and "target" not in recorded[0]
 
 
-def test_index_missing_pulses_and_negative_azimuth(tables, tmp_path):
-    "event_no as index, an event without pulses, azimuth from -pi, a column that has the name of one of ours."
-    there, known = tables
-    truth = known.assign(azimuth=known.azimuth - 2 * np.pi, batch_id=5)
-    source = write_parquet(tmp_path / "odd", there[there.event_no != 7], truth, index=True)
-    out = convert_graphnet(source, tmp_path / "out", DETECTOR)
-    table = IceCubeDataset(out).event_table()
-    assert len(table) == 59 and 7 not in table.event_id.to_numpy()
-    assert np.allclose(table.azimuth, known.azimuth[known.event_no != 7], atol=1e-6)
-    assert set(pd.read_parquet(out / "truth.parquet")) == {"batch_id", "event_id", "energy"}
+def test_event_no_as_index_and_azimuths_from_minus_pi(tables, tmp_path):
+    "An event without pulses is left out. So is a column of the truth that the meta table has, too."
+    pulses, truth = tables
+    odd = truth.assign(azimuth=truth.azimuth - 2 * np.pi, batch_id=5)
+    folder = write_parquet(tmp_path / "in", pulses[pulses.event_no != 7], odd, index="event_no")
+    ds = IceCubeDataset(convert_graphnet(folder, tmp_path / "out", DETECTOR))
+    table = ds.event_table()
+    assert len(ds) == 59 and 7 not in table.event_id.to_numpy()
+    assert np.allclose(table.azimuth, truth.azimuth[truth.event_no != 7], atol=1e-6)
+    assert set(pd.read_parquet(tmp_path / "out/truth.parquet")) == {"batch_id", "event_id", "energy"}
 
 
-@pytest.mark.parametrize("source, out, pulsemap, message", [
-    ("none.db", "x", MAP, "no such file"),
-    ("notes.txt", "x", MAP, "not a SQLite"),
-    ("events.db", "full", MAP, "not empty"),
-    ("events.db", "x", "InIceDSTPulses", "it has SplitInIcePulses"),
-    ("merged", "x", "InIceDSTPulses", "no Parquet files"),
-])
-def test_wrong_sources_are_refused_and_leave_nothing(tables, tmp_path, source, out, pulsemap, message):
-    "After the error the name of the folder is free."
-    write_sqlite(tmp_path / "events.db", *tables)
-    write_parquet(tmp_path / "merged", *tables)
-    (tmp_path / "notes.txt").write_text("no database")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full/file").touch()
+def refused(tmp_path, source, message, **options):
+    "Assert that a conversion fails with a message and leaves nothing behind."
     with pytest.raises(DataError, match=message):
-        convert_graphnet(tmp_path / source, tmp_path / out, DETECTOR, pulsemap)
-    assert not [p for p in tmp_path.iterdir() if p.name.startswith((".", "x"))]
+        convert_graphnet(source, tmp_path / "x", DETECTOR, **options)
+    assert not (tmp_path / "x").exists() and not (tmp_path / ".x.part").exists()
 
 
-@pytest.mark.parametrize("table, column, value, message", [
-    ("pulses", "charge", np.nan, "without a charge"),
-    ("pulses", "charge", np.inf, "without a charge"),
-    ("truth", "zenith", np.nan, "no direction of event 0"),
+def test_missing_files_and_tables_are_named(database, merged, tmp_path):
+    (tmp_path / "notes.txt").write_text("no database")
+    refused(tmp_path, tmp_path / "none.db", "no such file")
+    refused(tmp_path, tmp_path / "notes.txt", "not a SQLite")
+    refused(tmp_path, database, "it has SplitInIcePulses", pulsemap="InIceDSTPulses")
+    refused(tmp_path, merged, "no Parquet files", pulsemap="InIceDSTPulses")
+    with pytest.raises(DataError, match="not empty"): convert_graphnet(database, tmp_path, DETECTOR)
+
+
+@pytest.mark.parametrize(("table", "column", "value", "message"), [
+    (0, "charge", np.nan, "without a charge"),
+    (0, "charge", np.inf, "without a charge"),
+    (1, "zenith", np.nan, "no direction of event 0"),
 ])
-def test_values_that_are_missing(tables, tmp_path, table, column, value, message):
-    "The first value of a column is spoilt."
-    changed = dict(zip(("pulses", "truth"), tables, strict=True))
-    old = changed[table]
-    changed[table] = old.assign(**{column: old[column].where(old.index > 0, value)})
-    source = write_parquet(tmp_path / "bad", changed["pulses"], changed["truth"])
-    with pytest.raises(DataError, match=message): convert_graphnet(source, tmp_path / "x", DETECTOR)
+def test_values_that_cannot_be_used(tables, tmp_path, table, column, value, message):
+    changed = list(tables)
+    values = changed[table][column]
+    changed[table] = changed[table].assign(**{column: values.where(values.index > 0, value)})
+    refused(tmp_path, write_parquet(tmp_path / "bad", *changed), message)
 
 
 def test_a_piece_without_pulses_is_passed_over(tables, tmp_path):
-    "The events of the first file have no pulses."
-    there, known = tables
-    write_parquet(tmp_path / "bare", there[:0], known[known.event_no < 20], 3)
-    write_parquet(tmp_path / "bare", there[there.event_no >= 20], known[known.event_no >= 20], 4)
-    assert len(IceCubeDataset(convert_graphnet(tmp_path / "bare", tmp_path / "out", DETECTOR))) == 40
+    pulses, truth = tables
+    write_parquet(tmp_path / "in", pulses[:0], truth[truth.event_no < 20], "_3")
+    write_parquet(tmp_path / "in", pulses[pulses.event_no >= 20], truth[truth.event_no >= 20], "_4")
+    assert len(IceCubeDataset(convert_graphnet(tmp_path / "in", tmp_path / "out", DETECTOR))) == 40
 
 
-@pytest.mark.parametrize("lost", [59, 0, 25])
-def test_pulses_without_truth(tables, tmp_path, lost):
-    "The event that the truth lacks is named, at the ends of the pieces too."
-    there, known = tables
-    source = write_sqlite(tmp_path / "less.db", there, known[known.event_no != lost])
-    with pytest.raises(DataError, match=f"no direction of event {lost}"):
-        convert_graphnet(source, tmp_path / "x", DETECTOR, events_per_file=25)
+@pytest.mark.parametrize("event", [0, 25, 59])
+def test_pulses_without_truth_are_found(tables, tmp_path, event):
+    "At either end of the table and between two pieces."
+    pulses, truth = tables
+    path = write_sqlite(tmp_path / "less.db", pulses, truth[truth.event_no != event])
+    refused(tmp_path, path, f"no direction of event {event}", events_per_file=25)
 
 
-def test_pulses_without_a_number(tables, tmp_path):
-    "A missing event_no in SQLite is an error."
-    there, known = tables
-    without = there.assign(event_no=there.event_no.where(there.event_no > 0))
-    source = write_sqlite(tmp_path / "less.db", without, known)
-    with pytest.raises(DataError, match="event_no"): convert_graphnet(source, tmp_path / "x", DETECTOR)
+def test_pulses_without_a_number_are_refused(tables, tmp_path):
+    pulses, truth = tables
+    pulses = pulses.assign(event_no=pulses.event_no.where(pulses.event_no > 0))
+    refused(tmp_path, write_sqlite(tmp_path / "less.db", pulses, truth), "event_no")
 
 
 @pytest.mark.parametrize("names", [
     ("numu", "nue"), ("numu_0", "nue_0"), ("numu_0", "nue"), ("numu_0", "numu_00"),
 ])
-def test_each_file_needs_a_number_of_its_own(tables, tmp_path, names):
-    "Both files are named, and how to name them."
-    for name, table in zip((MAP, "truth"), tables, strict=True):
-        (tmp_path / "twice" / name).mkdir(parents=True)
-        for which, file in enumerate(names):
-            path = tmp_path / "twice" / name / f"{file}.parquet"
-            table[table.event_no % 2 == which].to_parquet(path, index=False)
-    with pytest.raises(DataError, match=f"{MAP}_1.parquet") as error:
-        convert_graphnet(tmp_path / "twice", tmp_path / "x", DETECTOR)
+def test_each_parquet_file_needs_a_number_of_its_own(tables, tmp_path, names):
+    folder = tmp_path / "in"
+    for name, table in zip((PULSEMAP, "truth"), tables, strict=True):
+        (folder / name).mkdir(parents=True)
+        for k, file in enumerate(names):
+            part = table[table.event_no % 2 == k]
+            part.to_parquet(folder / name / f"{file}.parquet", index=False)
+    refused(tmp_path, folder, f"({names[0]}|{names[1]}).parquet.*SplitInIcePulses_1.parquet")
+    with pytest.raises(DataError) as error: convert_graphnet(folder, tmp_path / "x", DETECTOR)
     assert all(f"{name}.parquet" in str(error.value) for name in names)
