@@ -1,4 +1,4 @@
-"""Reading the Kaggle layout and the prepared form: what is refused, what is accepted, and that nothing is lost."""
+"""The Kaggle layout and the prepared form: what is refused, what is accepted, and that nothing is lost."""
 import pickle
 import re
 import warnings
@@ -44,7 +44,8 @@ def same_events(a, b):
 
 def source_events(root, batch, split="train"):
     "Rows of the meta table and (P, 4) pulses of the events of a file, read in the plainest way."
-    meta, pulses = pd.read_parquet(root / f"{split}_meta.parquet"), pd.read_parquet(root / split / f"batch_{batch}.parquet")
+    meta = pd.read_parquet(root / f"{split}_meta.parquet")
+    pulses = pd.read_parquet(root / split / f"batch_{batch}.parquet")
     for row in meta[meta.batch_id == batch].itertuples():
         event = pulses.iloc[row.first_pulse_index:row.last_pulse_index + 1]
         yield row, event[COLUMNS].to_numpy(np.float32)
@@ -134,7 +135,8 @@ def test_arguments_that_cannot_work(tiny_dataset, monkeypatch):
 def test_missing_and_damaged_files(tiny_dataset):
     path = tiny_dataset / BATCH
     whole = path.read_bytes()
-    for damaged in (whole[:len(whole) // 2], b"event_id,sensor_id\n1,2\n", b"", whole[:200] + b"\0" * 400 + whole[600:]):
+    zeros_inside = whole[:200] + b"\0" * 400 + whole[600:]
+    for damaged in (whole[:len(whole) // 2], b"event_id,sensor_id\n1,2\n", b"", zeros_inside):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=re.escape(str(path))): list(IceCubeDataset(tiny_dataset))
     ds = IceCubeDataset(tiny_dataset)
@@ -231,7 +233,8 @@ def test_worker_processes(tiny_dataset, tmp_path, method, form):
     sampler = EventBatchSampler(ds, 4, seed=3)
     loader = torch.utils.data.DataLoader(ds, batch_sampler=sampler, num_workers=2,
                                          multiprocessing_context=method, collate_fn=list)
-    for indices, events in zip(sampler, loader, strict=True): same_events(events, [expected[i] for i in indices])
+    for indices, events in zip(sampler, loader, strict=True):
+        same_events(events, [expected[i] for i in indices])
     same_events(list(pickle.loads(pickle.dumps(ds))), expected)
 
 
@@ -318,7 +321,8 @@ def test_prepare_resumes_and_notices_change(tiny_dataset, tmp_path):
     assert stamp(2) == first     # finished: kept
     pulses = out / "train/batch_3.pulses.arrow"
     pulses.write_bytes(pulses.read_bytes()[:-100])     # not whole: refused, and made anew
-    with pytest.raises(DataError, match="batch_3.pulses.arrow: missing or not whole.*prepare"): IceCubeDataset(out)
+    with pytest.raises(DataError, match="batch_3.pulses.arrow: missing or not whole.*prepare"):
+        IceCubeDataset(out)
     third, tenth = stamp(3), stamp(10)
     prepare(tiny_dataset, out, progress=False)
     assert stamp(3) != third and stamp(10) == tenth
