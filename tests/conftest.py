@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a tiny data set made by hand, and the real-physics events where they are at hand."""
+"""Fixtures of all tests: a tiny data set made by hand, and full-physics events where they exist."""
 import os
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def tiny_dataset(tmp_path):
 
 @pytest.fixture(scope="session")
 def ppc_root():
-    "Folder of the real-physics events."
+    "Folder of the full-physics events."
     root = os.environ.get("ICEAGGR_PPC")
-    if not root: pytest.skip("ICEAGGR_PPC is not set: no real-physics events to test on")
+    if not root: pytest.skip("ICEAGGR_PPC is not set: no full-physics events to test on")
     return Path(root)

@@ -1,4 +1,4 @@
-"""Processes to join and to kill: a server that has imported torch forks them, so that one starts in a moment."""
+"""Processes to join and to kill: a server that has imported torch forks them, so each starts in a moment."""
 import multiprocessing
 import os
 import runpy
@@ -12,32 +12,51 @@ from pathlib import Path
 import torch
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["pytest", "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg", "pyarrow.dataset", "iceaggr.training", "iceaggr.cli"])
+FORKS.set_forkserver_preload([
+    "pytest", "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg", "pyarrow.dataset",
+    "iceaggr.training", "iceaggr.cli",
+])
 
 
 def entered(output, errors, env, function, args, kwargs):
     "What a process does."
-    sys.stdout.flush(), sys.stderr.flush()
-    for path, stream in ((output, 1), (errors or output, 2)): os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for path, stream in ((output, 1), (errors or output, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     torch.set_num_threads(1)
-    os.environ.clear(), os.environ.update(env)                          # the server has that of the time when it started
+    os.environ.clear()     # the server has the environment of the time when it started
+    os.environ.update(env)
     function(*args, **kwargs)
 
 
-def launch(output, function, *args, world=None, env=None, errors=None, daemon=True, **kwargs):
-    "Start a process, or as many as torchrun would; what they print goes to a file, what they print on stderr to another if one is named."
+def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+        return s.getsockname()[1]
+
+
+def environments(env, world):
+    "That of one process, or those of as many as torchrun would start."
     env = {**os.environ, **(env or {})}
-    envs = [env] if world is None else [dict(env, RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)) for r in range(world)]
-    processes = [FORKS.Process(target=entered, args=(str(output), errors and str(errors), e, function, args, kwargs), daemon=daemon) for e in envs]
+    if world is None: return [env]
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [{**env, **shared, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(world)]
+
+
+def launch(output, function, *args, world=None, env=None, errors=None, daemon=True, **kwargs):
+    "Start processes. What they print goes to a file; what they print on stderr, to `errors` if given."
+    errors = str(errors) if errors else None
+    processes = [
+        FORKS.Process(target=entered, args=(str(output), errors, e, function, args, kwargs), daemon=daemon)
+        for e in environments(env, world)
+    ]
     for p in processes: p.start()
     return processes
 
 
 def ended(processes, timeout=120):
-    "Their exit codes; a process that hangs is killed and gives None."
+    "Their exit codes. A process that hangs is killed and gives None."
     codes = []
     for p in processes:
         p.join(timeout)
@@ -47,9 +66,10 @@ def ended(processes, timeout=120):
 
 
 def kill(processes):
-    "SIGKILL; True if it found them all alive."
+    "SIGKILL to all; True if they were all alive."
     alive = all(p.is_alive() for p in processes)
-    for p in processes: os.kill(p.pid, signal.SIGKILL) if p.is_alive() else None
+    for p in processes:
+        if p.is_alive(): os.kill(p.pid, signal.SIGKILL)
     ended(processes)
     return alive and all(p.exitcode == -signal.SIGKILL for p in processes)
 
@@ -68,10 +88,13 @@ def run_script(path, argv):
 
 
 def call(*args, script=None, timeout=300):
-    "Run the command, or a script, to its end: what subprocess.run would return."
+    "Run the command, or a script, to its end. The result is that of subprocess.run."
     args = [str(a) for a in args]
+    what = (run_command,) if script is None else (run_script, str(script))
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        out.touch(), err.touch()
-        code, = ended(launch(out, *((run_command,) if script is None else (run_script, str(script))), args, errors=err, daemon=False), timeout)      # not daemon: it may start processes of its own
+        out.touch()
+        err.touch()
+        processes = launch(out, *what, args, errors=err, daemon=False)     # it may start processes of its own
+        code, = ended(processes, timeout)
         return subprocess.CompletedProcess(args, code, out.read_text(), err.read_text())
