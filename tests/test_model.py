@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
-import iceaggr.pooling
 from iceaggr.accumulator import EventAccumulator
 from iceaggr.data import IceCubeDataset
 from iceaggr.direction import angles_to_vector, vmf_loss
@@ -285,7 +284,6 @@ def test_parts_that_cannot_be_named():
         describe_part(functools.partial(MaxPool, factor=torch.ones(1)))
 
 
-@pytest.mark.skipif(not hasattr(iceaggr.pooling, "Segments"), reason="pooling of this version sees layouts")
 @pytest.mark.parametrize("pool", [MaxPool, functools.partial(MaxPool, factor=0.5)])
 def test_exchanged_pooling_survives_save_and_load(dataset, batch, tmp_path, pool):
     "The class must be passed; its keyword arguments come from the file."

@@ -1,6 +1,5 @@
 """Poolings, those of the package and new ones: exact on every path of T1, for DOMs of any length."""
 import copy
-import inspect
 
 import pytest
 import torch
@@ -356,11 +355,7 @@ def test_t1_with_a_pooling_learns(batch, name):
     assert losses[2] < losses[1] < losses[0]
 
 
-takes_pool = pytest.mark.skipif(
-    "pool" not in inspect.signature(HierarchicalTransformer).parameters, reason="the model has no pool= yet")
 
-
-@takes_pool
 @pytest.mark.parametrize("pool, pool_of", [POOLS["max"], POOLS["quantile"]])
 def test_model_with_another_pooling_trains_saves_and_loads(batch, tmp_path, pool, pool_of):
     "Its file names the pooling; without the class it is refused with an error that says so."
@@ -383,7 +378,6 @@ def test_model_with_another_pooling_trains_saves_and_loads(batch, tmp_path, pool
         assert torch.allclose(t1(batch)[0], embeddings_of(t1, batch, pool_of), atol=1e-10)
 
 
-@takes_pool
 def test_model_with_another_pooling_trains_by_step(tiny_dataset):
     from iceaggr.training import TrainSettings, train_step
     batch = collate_dom_packing(list(IceCubeDataset(tiny_dataset)))
