@@ -237,15 +237,15 @@ class MaxPool(nn.Module):
 
 def test_subclasses_name_themselves(tmp_path):
     "A subclass elsewhere is loaded by its own load; one in the package also by the base class's."
-    from iceaggr.studies.ablations import WithoutSource
+    from iceaggr.studies.ablations import WithoutVertex
     path = tmp_path / "variant.safetensors"
     Variant(SETTINGS).save(path)
     assert type(Variant.load(path)) is Variant
     with pytest.raises(ValueError, match=r"Variant, which is not part of iceaggr: call Variant.load\(path\)"):
         HierarchicalTransformer.load(path)
-    WithoutSource(SETTINGS).save(path)
-    assert type(HierarchicalTransformer.load(path)) is WithoutSource
-    with pytest.raises(ValueError, match="not a Variant: call WithoutSource.load"): Variant.load(path)
+    WithoutVertex(SETTINGS).save(path)
+    assert type(HierarchicalTransformer.load(path)) is WithoutVertex
+    with pytest.raises(ValueError, match="not a Variant: call WithoutVertex.load"): Variant.load(path)
 
 
 def test_nothing_outside_the_package_is_imported(tmp_path, monkeypatch):
