@@ -142,6 +142,8 @@ def test_frames_with_impossible_values(model, frame, column, value, words):
 
 def test_frames_that_lack_something(model, frame):
     with pytest.raises(ValueError, match="lacks time"): model.predict(frame.drop(columns="time"))
+    with pytest.raises(ValueError, match="lacks time.*graphnet_pulses"):
+        model.predict(frame.rename(columns=dict(time="dom_time")))
     with pytest.raises(ValueError, match="column event_id.*whole number"):
         model.predict(frame.assign(event_id=frame.event_id + 0.5))
     with pytest.warns(UserWarning, match="is the unit photo-electrons"):

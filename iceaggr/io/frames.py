@@ -18,7 +18,7 @@ from ..pulses import MAX_CHARGE, count_times
 def _number_events(
     given, # event_id of each pulse
 ): # (P,) number of the event of each pulse, in order of first appearance; (B,) int64 ids
-    "Events by the number that their ids say, `1` and `01` alike."
+    "Number the events by the value of their ids: `1` and `01` are the same event."
     if given.isna().any(): raise ValueError("column event_id: missing in some rows: number the events")
     ids = pd.to_numeric(given, errors="coerce")
     if not pd.api.types.is_signed_integer_dtype(ids):
@@ -35,7 +35,7 @@ def _pulse_columns(
     event_id, # (P,) event of each pulse
     n_sensors, # sensors of the geometry
 ): # (P, 4) float64 time [ns], charge [p.e.], sensor_id, auxiliary
-    "The columns of a table of pulses as numbers; times of late events count from their first pulse."
+    "The columns of a table of pulses as numbers; times too large for float32 count from the first pulse."
     given = {c: pulses[c] for c in ("time", "charge", "sensor_id")}
     given["auxiliary"] = pulses.get("auxiliary", pd.Series(False, index=pulses.index))
     _check_is_no_date(given["time"])
@@ -120,6 +120,8 @@ def _with_columns(pulses):
     if twice: raise ValueError(f"the table of pulses has column {', '.join(twice)} twice: drop one of them")
     missing = [c for c in needed if c not in pulses.columns]
     if missing:
+        hint = "; for GraphNeT's columns use graphnet_pulses of iceaggr.io.graphnet"
         raise ValueError(f"the table of pulses lacks {', '.join(missing)}: it needs event_id (or as index), "
-                         "sensor_id, time [ns], charge [p.e.], and may have auxiliary")
+                         "sensor_id, time [ns], charge [p.e.], and may have auxiliary"
+                         + hint * ("dom_time" in pulses.columns))
     return pulses

@@ -130,7 +130,7 @@ def _bright_event(rng, detector:Detector, settings:SimulationSettings): # pulses
                      f"or let more than {len(detector.alive):,} DOMs record")
 
 # %% ../../nbs/33_simulation.ipynb #1899f19a
-_CANDIDATES = (2.1, 2.15, 2.5, 1.4, 1.6)  # simulated per event that triggers, by kind, about
+_CANDIDATES = (2.1, 2.15, 2.5, 1.4, 1.6)  # simulated per triggered event, by kind; approximate
 
 
 def _events_by_kind(rng, detector, wanted, settings): # list of (pulses, truth)

@@ -21,7 +21,7 @@ MIXES = {
         "shares": (0.53, 0.21, 0.26),  # of the first three kinds, after the trigger
         "energy": (200.0, 5e4),        # limits of an E^-2 spectrum [GeV]
         "tails": (),                   # more high energies: share, limits [GeV], spectral index
-        "launches": None,              # HLC launches that count for the trigger; None: all
+        "launches": None,              # HLC launches that count for the trigger (32_readout); None: all
     },
     "ppc": {
         "shares": (0.5256, 0.2086, 0.2658),
@@ -195,7 +195,7 @@ def _cylinder_entry(
     rng,
     u:np.ndarray, # (n, 3) directions of flight
 ): # (n, 3) m
-    "Points at which an even beam along `u` enters the cylinder."
+    "Points at which a uniform beam along `u` enters the cylinder."
     point = np.empty_like(u)
     half = math.hypot(RADIUS, HALF_HEIGHT)
     todo = np.arange(len(u))
