@@ -274,7 +274,8 @@ class IceCubeDataset(_Events, _Files, _LeftOut, torch.utils.data.Dataset):
         return good
 
     def __repr__(self):
-        counts = f"{len(self):,} events, {int(self.n_pulses.sum()):,} pulses, {len(self.batch_ids)} files"
+        files = plural(len(self.batch_ids), "file")
+        counts = f"{len(self):,} events, {int(self.n_pulses.sum()):,} pulses, {files}"
         return f"IceCubeDataset({self.split}, {counts})"
 
     def hits(self, indices) -> dict: # columns: pulses; doms: (D,) arrays; n_doms, event_time: (B,)
