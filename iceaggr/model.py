@@ -124,7 +124,11 @@ class HierarchicalTransformer(nn.Module):
         save_weights(self.state_dict() if state is None else state, self.settings, path, self.parts)
 
     @classmethod
-    def load(cls, path, device="cpu", pool=None) -> "HierarchicalTransformer":
+    def load(cls,
+        path, # .safetensors file, folder of a run, or name of a pretrained model
+        device="cpu", # where to put the weights
+        pool=None, # class of a pooling of your own, if the model was saved with one
+    ) -> "HierarchicalTransformer":
         "A model from a .safetensors file, the folder of a run, or the name of a pretrained model."
         return _load(cls, path, device, pool)
 
