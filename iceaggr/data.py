@@ -54,19 +54,19 @@ def choose_files(
     if missing: raise DataError(_no_such_files(missing, files, folder))
     return ids
 
-# %% ../nbs/03_data.ipynb #fd5be2b7
+# %% ../nbs/03_data.ipynb #34e35d2f
 def _whole_numbers(values) -> list: # of int, also of a single number
     single = np.ndim(values) == 0 and hasattr(values, "__index__")
     return [index(v) for v in ([values] if single else values)]
 
-# %% ../nbs/03_data.ipynb #8cb993c5
+# %% ../nbs/03_data.ipynb #96ed6df8
 def _no_such_files(missing, files, folder) -> str:
     "A message."
     present = plural(len(files), "file") + (f", {shorten(files)}" if files else "")
     return (f"{folder}: no file of batch {shorten(missing)}; it has {present}: "
             f"download the missing ones, or {OTHER_FILES}")
 
-# %% ../nbs/03_data.ipynb #a6ebd957
+# %% ../nbs/03_data.ipynb #c20cae0f
 def _read_table(
     root:Path, # folder of the data set
     split:str, # "train" or "test"
@@ -84,13 +84,13 @@ def _read_table(
     table = read_meta(root / f"{split}_meta.parquet", ids, targets, skip)
     return _add_unnamed_files(table, files, ids) if skip else table
 
-# %% ../nbs/03_data.ipynb #eff8e1ef
+# %% ../nbs/03_data.ipynb #3778ec59
 def _read_prepared_table(folder, files, ids, targets, skip) -> pd.DataFrame:
     paths = {b: files.get(b, folder / f"batch_{b}.events.arrow") for b in ids}
     parts = [read_prepared_events(path, b, targets, skip) for b, path in paths.items()]
     return join_prepared(parts, folder, skip)
 
-# %% ../nbs/03_data.ipynb #8485e0db
+# %% ../nbs/03_data.ipynb #5a62d36d
 def _add_unnamed_files(table, files, ids) -> pd.DataFrame:
     "Add the events of files that the meta table does not name. They count as bad."
     named = set(table.batch_id)
@@ -100,7 +100,7 @@ def _add_unnamed_files(table, files, ids) -> pd.DataFrame:
     parts = [table.assign(asked=requested), *(part.assign(asked=False) for part in unnamed)]
     return pd.concat(parts, ignore_index=True)
 
-# %% ../nbs/03_data.ipynb #2da1a150
+# %% ../nbs/03_data.ipynb #81d704d6
 def _select_events(
     table:pd.DataFrame, # one row per event
     events=None, # requested event ids; None: all
@@ -117,7 +117,7 @@ def _select_events(
         table = table[table.event_id.isin(events)]
     return table.iloc[:max_events]
 
-# %% ../nbs/03_data.ipynb #71595d39
+# %% ../nbs/03_data.ipynb #0b0be78a
 class _Events:
     "The events of a data set: number, file, rows and target of each."
     def _set_events(self, table:pd.DataFrame): # one row per event, in the order of the data set
@@ -145,7 +145,7 @@ class _Events:
         if self.targets is not None: table[list(TARGET_COLUMNS)] = self.targets
         return table
 
-# %% ../nbs/03_data.ipynb #affc0923
+# %% ../nbs/03_data.ipynb #65c312c9
 def _event_numbers(
     indices, # (B,) list, array or tensor of whole numbers
     n:int, # number of events
@@ -190,7 +190,7 @@ class _Files:
         if self.prepared: return open_prepared(path, first)
         return read_pulses(path, self.event_ids[events], first, first + n - 1, progress)
 
-# %% ../nbs/03_data.ipynb #cd03ae9d
+# %% ../nbs/03_data.ipynb #dda71477
 def _own_geometry(root:Path):
     "The detector of a data set; the nominal one, with a warning, where its file is missing."
     if (root / "sensor_geometry.csv").exists(): return load_geometry(root)
@@ -198,7 +198,7 @@ def _own_geometry(root:Path):
                   "30 m from the surveyed ones", stacklevel=3)
     return load_geometry(None)
 
-# %% ../nbs/03_data.ipynb #c43e7feb
+# %% ../nbs/03_data.ipynb #b44c9592
 def _leave_out(
     table:pd.DataFrame, # one row per event; `reason` is not empty where an event is bad
     root:Path, # folder of the data set
@@ -210,7 +210,7 @@ def _leave_out(
     requested = table[["event_id"]].assign(good=good)[table.asked.astype(bool)]
     return table[good].reset_index(drop=True), bad, requested
 
-# %% ../nbs/03_data.ipynb #d1db823f
+# %% ../nbs/03_data.ipynb #73a5cc02
 class _LeftOut:
     "What is known of the events that a data set left out; `bad` and `asked` are None where none can be."
     bad = asked = None
@@ -242,7 +242,7 @@ class _LeftOut:
             for k, pulses in zip(events.index, sound, strict=True): found[k] = pulses
         return found
 
-# %% ../nbs/03_data.ipynb #42f98280
+# %% ../nbs/03_data.ipynb #f0fec0a3
 class IceCubeDataset(_Events, _Files, _LeftOut, torch.utils.data.Dataset):
     "Events of a data set in the Kaggle layout, or in the prepared form."
     def __init__(self,
@@ -274,7 +274,8 @@ class IceCubeDataset(_Events, _Files, _LeftOut, torch.utils.data.Dataset):
         return good
 
     def __repr__(self):
-        counts = f"{len(self):,} events, {int(self.n_pulses.sum()):,} pulses, {len(self.batch_ids)} files"
+        files = plural(len(self.batch_ids), "file")
+        counts = f"{len(self):,} events, {int(self.n_pulses.sum()):,} pulses, {files}"
         return f"IceCubeDataset({self.split}, {counts})"
 
     def hits(self, indices) -> dict: # columns: pulses; doms: (D,) arrays; n_doms, event_time: (B,)
@@ -293,20 +294,20 @@ class IceCubeDataset(_Events, _Files, _LeftOut, torch.utils.data.Dataset):
         "Several events at once, gathered from each file in one go."
         return _dictionaries(self, self.numbers(indices))
 
-# %% ../nbs/03_data.ipynb #a6602ab9
+# %% ../nbs/03_data.ipynb #242a9b45
 def _check_options(on_bad_event, cache_size, max_events):
     if on_bad_event not in ON_BAD_EVENT:
         raise DataError(f'on_bad_event is "error" or "skip"; got {on_bad_event!r}')
     if cache_size < 1 or (max_events is not None and max_events < 1):
         raise DataError(f"cache_size and max_events must be at least 1; got {cache_size} and {max_events}")
 
-# %% ../nbs/03_data.ipynb #015afd00
+# %% ../nbs/03_data.ipynb #5ec132b9
 def _warn_of(skipped, n, root):
     "Warn that events were left out."
     warnings.warn(f"{root}: {len(skipped):,} of {n:,} events are left out, as something is wrong with them: "
                   f"{shorten(skipped.event_id)}", stacklevel=4)
 
-# %% ../nbs/03_data.ipynb #8d6ff40d
+# %% ../nbs/03_data.ipynb #1503a5fb
 def _dictionaries(
     dataset, # IceCubeDataset
     i:np.ndarray, # (B,) numbers of events
@@ -319,7 +320,7 @@ def _dictionaries(
         for k, event in zip(places, found, strict=True): events[k] = event
     return events
 
-# %% ../nbs/03_data.ipynb #a2174729
+# %% ../nbs/03_data.ipynb #5a83c0f8
 def _dictionaries_of_file(dataset, f, i) -> list:
     n = dataset.n_pulses[i]
     pulses = torch.from_numpy(dataset.pulses(f).gather(i - dataset.file_offsets[f]))
@@ -343,7 +344,7 @@ def split_batches(
     _check_split(ids, valid)
     return [b for b in ids if b not in set(valid)], valid
 
-# %% ../nbs/03_data.ipynb #8f67e1fa
+# %% ../nbs/03_data.ipynb #b0f0f293
 def _check_split(ids, valid):
     repeated = {b for b in ids if ids.count(b) > 1} | {b for b in valid if valid.count(b) > 1}
     if repeated:

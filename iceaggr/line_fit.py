@@ -50,6 +50,7 @@ def line_fit(
     n_events:int=None,          # number of events B; None: the largest number in event_idx, plus 1
 ) -> np.ndarray: # (B, 3) unit vectors to where the neutrino came from
     "Charge-weighted line fit of many events at once."
+    if np.ndim(xyz) != 2: raise TypeError("xyz: give positions (sensors, 3) [m], of a geometry its .xyz")
     time, charge, sensor, auxiliary = np.asarray(pulse_features, dtype=np.float64).reshape(-1, 4).T
     event = np.zeros(len(time), np.int64) if event_idx is None else np.asarray(event_idx, dtype=np.int64)
     if n_events is None: n_events = int(event.max(initial=0)) + 1

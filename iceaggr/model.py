@@ -67,7 +67,7 @@ def model_settings(
     if unknown: raise ValueError(f"unknown model settings: {', '.join(sorted(unknown))}")
     return ModelSettings(**settings)
 
-# %% ../nbs/17_model.ipynb #696ddf64
+# %% ../nbs/17_model.ipynb #m0000011
 class HierarchicalTransformer(nn.Module):
     "T1 over the pulses of each DOM, T2 over the DOMs of each event."
     def __init__(self,
@@ -125,8 +125,8 @@ class HierarchicalTransformer(nn.Module):
 
     @classmethod
     def load(cls,
-        path, # .safetensors file, folder of a run, or the name of a pretrained model
-        device="cpu",
+        path, # .safetensors file, folder of a run, or name of a pretrained model
+        device="cpu", # where to put the weights
         pool=None, # class of an exchanged pooling that lies outside iceaggr
     ) -> "HierarchicalTransformer":
         "A model from a .safetensors file, the folder of a run, or the name of a pretrained model."
@@ -211,7 +211,7 @@ def _predict_batches(model, batches, max_sequences):
 def _new_events(batch, done):
     "Event ids of a batch; ValueError if one of them was complete before."
     if not isinstance(batch, dict) or "metadata" not in batch:
-        raise _not_pulses(f"{type(batch).__name__} among them")
+        raise _not_pulses(f"an iterable of {type(batch).__name__}")
     ids = batch["metadata"]["event_ids"].tolist()
     again = [i for i in ids if i in done]
     if again:
@@ -239,7 +239,7 @@ def _predict(model, pulses, max_sequences, progress):
         pulses = (collate_dom_packing(some, length) for some in bar)
     elif isinstance(pulses, dict) and "metadata" in pulses: pulses = [pulses]
     elif isinstance(pulses, _NOT_BATCHES) or not hasattr(pulses, "__iter__"):
-        raise _not_pulses(type(pulses).__name__)
+        raise _not_pulses(f"a {type(pulses).__name__}")
     training = model.training
     model.eval()
     try: return _predict_batches(model, pulses, max_sequences)
@@ -258,8 +258,8 @@ _NOT_BATCHES = str, Path, dict, np.ndarray, Tensor, pd.Series
 def _not_pulses(found):
     "TypeError for what is neither a frame nor packed batches."
     return TypeError("predict takes a pandas frame of pulses (event_id, sensor_id, time [ns], charge [p.e.] "
-                     f"and perhaps auxiliary) or packed batches, not a {found}; for a data set there is "
-                     "predict_dataset")
+                     f"and perhaps auxiliary) or packed batches, not {found}: pack events with "
+                     "collate_dom_packing, and use predict_dataset for a data set")
 
 # %% ../nbs/17_model.ipynb #efc6f246
 def _check_geometry(sensors, geometry, tolerance):

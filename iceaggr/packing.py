@@ -253,6 +253,7 @@ def collate_dom_packing(
     max_seq_len=512, # L; "auto": 128 to 1,024, chosen by the largest DOM
 ) -> dict: # packed_sequences, dom_boundaries, dom_mask, metadata
     "Pack the DOMs of some events into sequences: the collate function for a DataLoader."
+    if isinstance(events, dict): raise TypeError("events is a single event: give a list, [event]")
     events = list(events)
     event_ids = np.array([int(e["event_id"]) for e in events], np.int64)
     _check_batch(max_seq_len, event_ids)

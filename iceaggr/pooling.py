@@ -107,4 +107,5 @@ def make_pool(
     if isinstance(pool, nn.Module): return pool
     if pool == "attention": return AttentionPool(d_model)
     if pool == "mean": return MeanPool(d_model)
-    raise ValueError(f'pool must be "attention", "mean" or a module; got {pool!r}')
+    hint = f": call it, {pool.__name__}(d_model)" if isinstance(pool, type) else ""
+    raise ValueError(f'pool must be "attention", "mean" or a module; got {pool!r}{hint}')

@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 
+from iceaggr.geometry import Geometry
 from iceaggr.line_fit import line_fit
 
 STRING = np.stack([np.zeros(60), np.zeros(60), 500 - 17.0 * np.arange(60)], -1)
@@ -69,3 +70,8 @@ def test_full_physics_events(ppc_root):
     assert abs(median["track_through"] - 4.6) < 0.1
     assert abs(median["track_starting"] - 11.8) < 0.1
     assert abs(median["cascade"] - 83.1) < 0.1
+
+
+def test_a_geometry_is_refused():
+    "The fit takes positions; the message names where they are."
+    with pytest.raises(TypeError, match="its .xyz"): line_fit(np.ones((3, 4)), Geometry.nominal())

@@ -321,3 +321,9 @@ def test_parts_hold_the_whole_batch(ppc_root, length, most):
     for a, b in zip(split_batch(plain, most), parts, strict=True):
         same(a["packed_sequences"], b["packed_sequences"])
         same(a["metadata"]["event_times"], b["metadata"]["event_times"])
+
+
+def test_a_single_event_is_refused():
+    "A dictionary is iterable, too: its keys would be taken for events."
+    event = {"pulse_features": torch.ones(3, 4), "event_id": torch.tensor(1)}
+    with pytest.raises(TypeError, match=r"give a list, \[event\]"): collate_dom_packing(event)

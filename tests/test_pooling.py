@@ -386,3 +386,8 @@ def test_model_with_another_pooling_trains_by_step(tiny_dataset):
     optimizer, settings = torch.optim.AdamW(model.parameters()), TrainSettings()
     losses = [train_step(model, optimizer, batch, settings, 1e-3) for _ in range(5)]
     assert losses[-1] < losses[0]
+
+
+def test_a_class_in_place_of_a_pooling_is_refused():
+    "T1 takes an instance, a whole model the class."
+    with pytest.raises(ValueError, match=r"call it, MeanPool\(d_model\)"): make_pool(MeanPool, 32)
