@@ -124,7 +124,11 @@ class HierarchicalTransformer(nn.Module):
         save_weights(self.state_dict() if state is None else state, self.settings, path, self.parts)
 
     @classmethod
-    def load(cls, path, device="cpu", pool=None) -> "HierarchicalTransformer":
+    def load(cls,
+        path, # .safetensors file, the folder of a run (its best weights), or the name of a pretrained model
+        device="cpu",
+        pool=None, # class (or a partial of one) of the pooling, where the package has no such class
+    ) -> "HierarchicalTransformer":
         "A model from a .safetensors file, the folder of a run, or the name of a pretrained model."
         return _load(cls, path, device, pool)
 
