@@ -773,8 +773,8 @@ def _start_from(
     model.check_geometry(Geometry(state["t2.sensors"][:, :3].numpy()))
     other = _other_tensors(state, model.state_dict())
     if other:
-        raise ValueError(f"{init} holds weights of another kind of model ({shorten(other)} differ): give "
-                         "those of a model of the same class with the same pooling")
+        raise ValueError(f"{init} holds weights of another kind of model (they differ in "
+                         f"{shorten(other)}): give those of a model of the same class with the same pooling")
     model.load_state_dict({**state, "t2.sensors": model.t2.sensors})
 
 # %% ../nbs/20_training.ipynb #7b20d5e4
