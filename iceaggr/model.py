@@ -125,9 +125,9 @@ class HierarchicalTransformer(nn.Module):
 
     @classmethod
     def load(cls,
-        path, # .safetensors file, folder of a run, or name of a pretrained model
+        path, # .safetensors file, folder of a run (its best weights), or name of a pretrained model
         device="cpu", # where to put the weights
-        pool=None, # class of an exchanged pooling that lies outside iceaggr
+        pool=None, # class (or a partial of one) of the pooling, where the package has no such class
     ) -> "HierarchicalTransformer":
         "A model from a .safetensors file, the folder of a run, or the name of a pretrained model."
         return _load(cls, path, device, pool)

@@ -771,16 +771,29 @@ def _start_from(
     found, wanted = (dataclasses.replace(s, dropout=0.) for s in (model_settings(settings), model.settings))
     if found != wanted: raise ValueError(_other_sizes(init, found, wanted))
     model.check_geometry(Geometry(state["t2.sensors"][:, :3].numpy()))
-    try: model.load_state_dict({**state, "t2.sensors": model.t2.sensors})
-    except RuntimeError as e: raise ValueError(f"{init} holds weights of another kind of model: {e}") from e
+    other = _other_tensors(state, model.state_dict())
+    if other:
+        raise ValueError(f"{init} holds weights of another kind of model (they differ in "
+                         f"{shorten(other)}): give those of a model of the same class with the same pooling")
+    model.load_state_dict({**state, "t2.sensors": model.t2.sensors})
+
+# %% ../nbs/20_training.ipynb #7b20d5e4
+def _other_tensors(state, own) -> list: # of names
+    "Names of the tensors that only one of two state dicts has, or that differ in shape."
+    shapes, wanted = ({k: x.shape for k, x in tensors.items()} for tensors in (state, own))
+    names = (shapes.keys() | wanted.keys()) - {"t2.sensors"}
+    return sorted(name for name in names if shapes.get(name) != wanted.get(name))
 
 # %% ../nbs/20_training.ipynb #6c5626c4
 def _other_sizes(init, found, wanted):
-    "Message for weights of other sizes: which preset to choose, or both settings."
+    "Message for weights of other sizes: what differs, and which preset to choose."
+    values = {name: (value, getattr(wanted, name)) for name, value in vars(found).items()}
+    differ = ", ".join(f"{name} {a} instead of {b}" for name, (a, b) in values.items() if a != b)
+    problem = f"{init} has other settings than the model to train ({differ}): "
     for name, settings in PRESETS.items():
         if found == dataclasses.replace(settings, dropout=0.):
-            return f"{init} has other sizes than the model to train: add --preset {name} (model={name!r})"
-    return f"{init} has other sizes than the model to train: {found}, not {wanted}"
+            return f"{problem}add --preset {name} (model={name!r})"
+    return f"{problem}give the model the settings of these weights"
 
 # %% ../nbs/20_training.ipynb #c5d183ff
 def _run_facts(model, init, settings, files, train_ds, valid_ds, targets):

@@ -109,14 +109,19 @@ def describe_part(
     "Name of a class and its keyword arguments, for the header of a file."
     kind, kwargs = (part.func, part.keywords) if isinstance(part, functools.partial) else (part, {})
     if not isinstance(kind, type) or not issubclass(kind, nn.Module) or getattr(part, "args", ()):
-        raise TypeError(f"{part!r} is not a part of a model: give a subclass of torch.nn.Module, or "
-                        "functools.partial of one with keyword arguments")
+        raise TypeError(f"{_one_line(part)} is not a part of a model: give a class (a subclass of torch.nn."
+                        "Module, not an object of it), or functools.partial of one with keyword arguments; "
+                        'the poolings "attention" and "mean" are named in ModelSettings(pool=...)')
     try: json.dumps(kwargs)
     except TypeError as e:
         raise TypeError(f"keyword arguments of {kind.__name__} must be numbers, text or lists of them, since "
                         f"the file of weights stores them as JSON: {e}") from e
     found = {"class": f"{kind.__module__}.{kind.__qualname__}"}
     return found | {"kwargs": dict(kwargs)} if kwargs else found
+
+# %% ../nbs/18_weights.ipynb #3f1c09ab
+def _one_line(value) -> str: # the repr of a module has several
+    return f"a {type(value).__name__} object" if isinstance(value, nn.Module) else repr(value)
 
 # %% ../nbs/18_weights.ipynb #d2e4d836
 def import_part(
@@ -147,7 +152,8 @@ def find_part(
     if given is None: given = import_part(saved["class"], f"call load(path, {what}={name})")
     kind = given.func if isinstance(given, functools.partial) else given
     if getattr(kind, "__name__", None) != name:
-        raise ValueError(f"the model was saved with {what}={saved['class']}: pass that class, not {given!r}")
+        raise ValueError(f"the model was saved with {what}={saved['class']}: pass that class, not "
+                         f"{_one_line(given)}")
     if isinstance(given, functools.partial) or not saved.get("kwargs"): return given
     return functools.partial(given, **saved["kwargs"])
 

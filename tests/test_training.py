@@ -1,5 +1,6 @@
 """Training: the optimiser, gradients in slices, targets, calibration, choices of files, failing runs."""
 import dataclasses
+import functools
 import math
 from unittest import mock
 
@@ -288,6 +289,28 @@ def test_start_from_other_weights(events, tmp_path):
     with pytest.raises(ValueError, match="lie up to 8.7 m"):
         _start_from(HierarchicalTransformer("small", Geometry(events.geometry.xyz + 5)), path)
     with pytest.raises(FileNotFoundError, match="no weights"): _start_from(other, "nothing of that name")
+
+
+class MaxPool(nn.Module):
+    "A pooling with weights of its own."
+    def __init__(self, d_model):
+        super().__init__()
+        self.mix = nn.Linear(d_model, d_model)
+
+    def forward(self, x, segments): return self.mix(segments.reduce(x, "max"))
+
+
+def test_start_from_another_pooling(events, tmp_path):
+    "The class is not needed; a model of other settings or layers is refused in one line that names them."
+    path = tmp_path / "weights.safetensors"
+    exchanged = functools.partial(HierarchicalTransformer, pool=MaxPool)
+    exchanged(TINY, events.geometry).save(path)
+    _start_from(exchanged(TINY, events.geometry), path)
+    with pytest.raises(ValueError, match=r"\(pool attention instead of mean\): give") as other_settings:
+        _start_from(HierarchicalTransformer(dict(TINY, pool="mean"), events.geometry), path)
+    with pytest.raises(ValueError, match=r"differ in t1.pool.*\): give .* pooling$") as other_layers:
+        _start_from(HierarchicalTransformer(TINY, events.geometry), path)
+    for error in (other_settings, other_layers): assert "\n" not in str(error.value)
 
 
 def test_live_curves_are_one_figure():

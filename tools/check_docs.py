@@ -71,7 +71,7 @@ def process(root, out): # -> folder of the processed notebooks, faults
 
 
 def is_mixed(code):
-    "Does a cell hold imports and other code? The line that sets the style of the figures may follow imports."
+    "True if a cell holds imports and other code. The line that sets the style of the figures may follow imports."
     if "nbdev_export()" in code: return False
     if re.search(r"^#\|\s*(export|exports|exporti|exec_doc|eval: *false)\b", code, flags=re.M): return False
     try:
@@ -95,7 +95,7 @@ def mixed_faults(root): # -> faults
 
 
 def visible(path, root):
-    "Is no folder of the path hidden or made by a tool?"
+    "True if no folder of the path is hidden or made by a tool."
     return not any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
 
 
@@ -165,7 +165,7 @@ def targets(text):
 
 
 def source_link_fault(match, root):
-    "Does a link to a line of the source on GitHub lead nowhere?"
+    "True if a link to a line of the source on GitHub leads nowhere."
     file = root / match[1]
     return not file.is_file() or int(match[2] or 1) > len(file.read_text(encoding="utf-8").splitlines())
 

@@ -60,7 +60,7 @@ def only_imports(cell):
 
 
 def seen(cell):
-    "Does a reader of the page see this cell?"
+    "True if a reader of the page sees this cell."
     if cell["cell_type"] != "code": return bool(source(cell).strip())
     return not re.search(r"^#\|\s*(hide|default_exp)", source(cell), re.M) and not only_imports(cell)
 
@@ -156,7 +156,7 @@ def length_faults(lengths):
 
 
 def readme_faults(root):
-    "Is the README short?"
+    "A README of too many words."
     text = (root / "README.md").read_text(encoding="utf-8")
     words = len(re.sub(r"```.*?```|<[^>]+>", " ", text, flags=re.S).split())
     print(f"README: {words} words; public names: {public_names(root)}")

@@ -17,7 +17,7 @@ from nbdev.config import get_config
 
 
 def flagged(cell, flags):
-    "Is the cell one that an ordinary run leaves out?"
+    "True if an ordinary run leaves the cell out."
     directives = re.findall(r"^\s*#\s*\|\s*(.+?)\s*$", cell.source, flags=re.M)
     return any(re.fullmatch(r"eval\s*:\s*false", d) or set(d.split()) & flags for d in directives)
 

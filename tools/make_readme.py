@@ -53,7 +53,7 @@ def make(notebook): # -> text of the README, {file name: bytes of a figure}
 
 
 def is_current(text, figures):
-    "Do README.md and the figures hold what the notebook says?"
+    "True if README.md and the figures hold what the notebook says."
     if README.read_text(encoding="utf-8") != text: return False
     paths = {IMAGES / name: png for name, png in figures.items()}
     return all(path.exists() and path.read_bytes() == png for path, png in paths.items())

@@ -19,7 +19,7 @@ from ..pulses import cut_batches, ranges
 # %% ../../nbs/42_loading.ipynb #5f62d37e
 def held_out_events(
     dataset, # IceCubeDataset
-    leave_out:int, # every so-manyth event is held out, as in `EventBatchSampler`
+    leave_out:int, # one event in so many is held out, as in `EventBatchSampler`
     most:int=None, # at most so many, from the last files, so that few files are read; None: all
 ) -> np.ndarray: # positions of the events in the data set
     "The events that an `EventBatchSampler` with `leave_out` does not draw."
@@ -73,7 +73,7 @@ class EventBatchSampler(torch.utils.data.Sampler):
         max_pulses:int=None, # most pulses per batch, unless a single event has more
         like_size:bool=None, # batches of events of similar size; None: if they are shuffled
         chunk:int=50, # batches among which events are sorted by size
-        leave_out:int=None, # leave out every so-manyth event, see `held_out_events`
+        leave_out:int=None, # leave out one event in so many, see `held_out_events`
     ):
         _check_sizes(dataset, batch_size, max_pulses, window, leave_out)
         self.dataset, self.batch_size, self.max_pulses = dataset, batch_size, max_pulses
