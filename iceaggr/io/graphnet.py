@@ -101,7 +101,9 @@ def _check_tables(db, names, path):
     except sqlite3.DatabaseError as e: raise DataError(f"{path}: not a SQLite database ({e})") from None
     tables = sorted(name for name, in rows)
     for name in names:
-        if name not in tables: raise DataError(f"{path}: no table {name}; it has {', '.join(tables)}")
+        if name not in tables:
+            raise DataError(f"{path}: no table {name}; it has {', '.join(tables)}; name it with pulsemap= or "
+                            "truth_table=")
 
 # %% ../../nbs/46_graphnet.ipynb #c161ed04
 def _event_numbers(db, names, path) -> list: # of int, ascending

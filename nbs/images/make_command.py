@@ -13,7 +13,7 @@ INK, SOFT, FILE, VERB = "#1c2430", "#5b6675", "#e8ecf1", "#0072B2"
 WIDTH, HEIGHT = 1.5, 0.7      # of a box
 FILES = ["data set", "prepared\ndata", "RUN\nweights, log", "predictions\n.csv .parquet", "report.html"]
 VERBS = ["prepare", "train", "predict", "evaluate"]      # each leads to the next file
-STEP = 2.8                                               # from one file to the next
+STEP = 3.0                                               # from one file to the next
 
 
 def box(ax, words, x, y):
@@ -24,7 +24,7 @@ def box(ax, words, x, y):
 
 def arrow(ax, start, stop, verb, place):
     ax.add_patch(FancyArrowPatch(start, stop, arrowstyle="-|>", mutation_scale=13, color=VERB))
-    ax.text(*place, verb, ha="center", va="bottom", fontsize=9.5, color=VERB, weight="bold")
+    ax.text(*place, verb, ha="center", va="bottom", fontsize=9, color=VERB, weight="bold")
 
 
 def draw(path):
@@ -34,13 +34,13 @@ def draw(path):
     for k, words in enumerate(FILES): box(ax, words, STEP * k, 0)
     for k, verb in enumerate(VERBS):
         start = STEP * k + WIDTH + 0.05
-        arrow(ax, (start, middle), (start + STEP - WIDTH - 0.1, middle), verb, (start + 0.6, middle + 0.06))
-    arrow(ax, (-1.1, middle), (-0.05, middle), "simulate", (-0.62, middle + 0.06))
+        arrow(ax, (start, middle), (start + STEP - WIDTH - 0.1, middle), verb, (start + (STEP - WIDTH) / 2 - 0.08, middle + 0.06))
+    arrow(ax, (-1.35, middle), (-0.05, middle), "simulate", (-0.74, middle + 0.06))
     box(ax, "event.html\n.pdf .png", 4 * STEP, -1.15)
     arrow(ax, (3 * STEP + WIDTH + 0.05, 0.1), (4 * STEP - 0.05, -0.75), "display", (3.8 * STEP - 0.6, -0.75))
     notes = "Kaggle's data need no simulation.\nPreparing is optional: train and predict take either form."
     ax.text(0, -0.75, notes, va="center", fontsize=9, color=SOFT)
-    ax.set(xlim=(-1.2, 4 * STEP + WIDTH + 0.1), ylim=(-1.25, 0.85))
+    ax.set(xlim=(-1.45, 4 * STEP + WIDTH + 0.1), ylim=(-1.25, 0.85))
     ax.axis("off")
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
 
