@@ -71,7 +71,7 @@ def process(root, out): # -> folder of the processed notebooks, faults
 
 
 def is_mixed(code):
-    "True if a cell holds imports and other code. The line that sets the figure style may follow imports."
+    "True if a cell holds imports and other code. The line that sets the style of figures may follow imports."
     if "nbdev_export()" in code: return False
     if re.search(r"^#\|\s*(export|exports|exporti|exec_doc|eval: *false)\b", code, flags=re.M): return False
     try:
