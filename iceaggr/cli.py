@@ -449,8 +449,8 @@ def _simulate_detector_options(p):
                         "name of a pretrained model (small, base) that is to predict the events; default: "
                         "the nominal detector")
     p.add_argument("--dead-doms", type=_count, default=77,
-                   help="number of DOMs that record nothing: those that --geometry names, and others drawn at random; "
-                        "default: as many as in the real detector")
+                   help="number of DOMs that record nothing: those that --geometry names, and others drawn "
+                        "at random; default: as many as in the real detector")
     p.add_argument("--workers", type=_positive, help="processes; default: one per core")
 
 # %% ../nbs/49_cli.ipynb #355c2cc5

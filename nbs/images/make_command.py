@@ -10,10 +10,10 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 INK, SOFT, FILE, VERB = "#1c2430", "#5b6675", "#e8ecf1", "#0072B2"
-WIDTH, HEIGHT = 1.5, 0.7      # of a box
+WIDTH, HEIGHT = 1.7, 0.7      # of a box
 FILES = ["data set", "prepared\ndata", "RUN\nweights, log", "predictions\n.csv .parquet", "report.html"]
 VERBS = ["prepare", "train", "predict", "evaluate"]      # each leads to the next file
-STEP = 3.0                                               # from one file to the next
+STEP = 3.1                                               # from one file to the next
 
 
 def box(ax, words, x, y):
@@ -33,8 +33,8 @@ def draw(path):
     middle = HEIGHT / 2
     for k, words in enumerate(FILES): box(ax, words, STEP * k, 0)
     for k, verb in enumerate(VERBS):
-        start = STEP * k + WIDTH + 0.05
-        arrow(ax, (start, middle), (start + STEP - WIDTH - 0.1, middle), verb, (start + (STEP - WIDTH) / 2 - 0.08, middle + 0.06))
+        start, stop = STEP * k + WIDTH + 0.05, STEP * (k + 1) - 0.05
+        arrow(ax, (start, middle), (stop, middle), verb, ((start + stop) / 2 - 0.03, middle + 0.06))
     arrow(ax, (-1.35, middle), (-0.05, middle), "simulate", (-0.74, middle + 0.06))
     box(ax, "event.html\n.pdf .png", 4 * STEP, -1.15)
     arrow(ax, (3 * STEP + WIDTH + 0.05, 0.1), (4 * STEP - 0.05, -0.75), "display", (3.8 * STEP - 0.6, -0.75))
