@@ -169,6 +169,7 @@ def test_bright_cascades_have_weights(learn_light):
 
 # The whole script
 
+@pytest.mark.slow
 def test_other_ice_is_found(learn_light, tmp_path, monkeypatch):
     "The law learned in ice that absorbs more gives less light far away, by as much."
     distances = np.array([30., 120.])

@@ -110,6 +110,7 @@ def test_events_that_choose_the_share(tiny_dataset):
     )
 
 
+@pytest.mark.slow
 def test_runs_are_averaged_by_the_script(simulated, tmp_path):
     for seed in (1, 2):
         train(

@@ -184,6 +184,7 @@ def test_cascades_have_the_light_of_their_event(detector):
     assert np.median(far) < 100
 
 
+@pytest.mark.slow
 def test_limit_of_a_cascade(detector):
     "Both halves of the steps agree for a cascade near a string."
     _, sensor, time, _ = cascade_light(np.random.default_rng(4), detector, *cascades(1, 300.))
