@@ -275,6 +275,7 @@ def torchrun(*args):
                           timeout=300)
 
 
+@pytest.mark.slow
 def test_the_command_under_torchrun(data, tmp_path):
     run, two, one = tmp_path / "run", tmp_path / "two.csv", tmp_path / "one.csv"
     done = torchrun(*train_command(data, run, *FILES, "--workers", "1"))

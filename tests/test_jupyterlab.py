@@ -194,6 +194,7 @@ def changed(before, after):
     return (np.abs(before - after).max(-1) > 24).mean()
 
 
+@pytest.mark.slow
 def test_light_arrives_as_the_slider_moves(chromium, lab):
     "The slider shows the DOMs hit by its time and no others; play shows all of them."
     nb = Notebook(chromium, lab("04_display.ipynb"))
