@@ -142,7 +142,7 @@ class EventTransformer(nn.Module):
     ) -> Tensor: # (B, 3): direction times kappa
         "The von Mises-Fisher vector of each event."
         inputs = dom_embeddings, dom_ids, dom_to_event_idx, batch_size, dom_features
-        counts = _check_doms(*inputs, n_sensors=len(self.sensors))
+        counts = _check_doms(*inputs, n_sensors=len(self.sensors), width=self.embed.in_features)
         doms = _doms_within_budget(dom_features, dom_ids, dom_to_event_idx, counts, self.max_doms)
         tokens = _event_tokens(self, *inputs, event_times)
         x = self.attend(tokens, doms, dom_to_event_idx[doms], counts.clamp(max=self.max_doms))
@@ -196,7 +196,8 @@ def _attend_packed(t2, x, event, n_events, kernel) -> Tensor: # (B, d_model)
     return t2.pool(y[:D], Segments(event, n_events))
 
 # %% ../nbs/16_event_transformer.ipynb #62be905a
-def _check_doms(dom_embeddings, dom_ids, dom_to_event_idx, batch_size, dom_features, n_sensors) -> Tensor:
+def _check_doms(
+    dom_embeddings, dom_ids, dom_to_event_idx, batch_size, dom_features, n_sensors, width) -> Tensor:
     "DOMs of each event (B,); ValueError if the arguments of T2 do not fit together."
     D = len(dom_ids)
     shapes = {"embeddings": len(dom_embeddings), "dom_ids": D, "dom_to_event_idx": len(dom_to_event_idx)}
@@ -204,6 +205,9 @@ def _check_doms(dom_embeddings, dom_ids, dom_to_event_idx, batch_size, dom_featu
     if any(shape not in (D, (D, 3)) for shape in shapes.values()):
         found = ", ".join(f"{name} {n}" for name, n in shapes.items())
         raise ValueError(f"T2 needs one row per DOM; got {found}")
+    if dom_embeddings.shape[1:] != (width,):
+        raise ValueError(f"T2 takes embeddings of shape ({D}, {width}); got {tuple(dom_embeddings.shape)}: "
+                         f"build it with d_dom equal to T1's d_model")
     if batch_size < 1 or D == 0: raise ValueError("T2 needs at least one event with at least one DOM")
     if int(dom_to_event_idx.min()) < 0 or int(dom_to_event_idx.max()) >= batch_size:
         raise ValueError(f"dom_to_event_idx must lie in 0 to batch_size - 1 = {batch_size - 1}")

@@ -270,10 +270,10 @@ def _check_geometry(sensors, geometry, tolerance):
     off = np.linalg.norm(geometry.xyz - sensors[:, :3].cpu().numpy(), axis=1)
     if off.max() <= tolerance: return
     message = (f"the sensors of the data lie up to {off.max():.1f} m (sensor {int(off.argmax())}) from those "
-               "that the model was trained with: use a model trained on this geometry, or simulate with this "
-               "model's (`--geometry` with its weights or name)")
+               "of the model: use a model trained on this geometry, or simulate with `--geometry` and the "
+               "model's name")
     if geometry.name == Geometry.nominal().name:
-        message += ", or put the sensor_geometry.csv of the data into their folder: the nominal one was taken"
+        message += ". The data have no sensor_geometry.csv, so the nominal detector was taken: add theirs"
     raise ValueError(message)
 
 # %% ../nbs/17_model.ipynb #da2be9b0
@@ -311,8 +311,8 @@ def _own_batches(dataset, indices, max_pulses):
 def _load(cls, path, device, pool):
     "A model from a file of weights."
     settings, state, parts = read_file(path)
-    kind = find_model(None if parts is None else parts["model"], cls)
-    if parts is not None: pool = find_part(parts.get("pool"), pool, "pool")
+    kind = find_model(parts.get("model"), cls)
+    pool = find_part(parts.get("pool"), pool, "pool")
     model = kind(settings) if pool is None else kind(settings, pool=pool)
     model.t2.sensors = torch.empty_like(state["t2.sensors"])
     try: model.load_state_dict(state)

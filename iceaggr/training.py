@@ -61,7 +61,7 @@ from .io.bad_events import write_skipped
 from .io.kaggle import all_batches, find_batches
 from .model import PRESETS, HierarchicalTransformer, model_settings, predict_dataset
 from .packing import split_batch, to_device
-from .weights import read_weights
+from .weights import class_name, read_file
 
 # %% ../nbs/20_training.ipynb #642caec1
 @dataclass
@@ -767,7 +767,7 @@ def _start_from(
     init, # a .safetensors file, the folder of a run, or the name of a pretrained model
 ):
     "Copy the weights of another model; ValueError if sizes or geometry differ."
-    settings, state = read_weights(init)
+    settings, state, parts = read_file(init)
     found, wanted = (dataclasses.replace(s, dropout=0.) for s in (model_settings(settings), model.settings))
     if found != wanted: raise ValueError(_other_sizes(init, found, wanted))
     model.check_geometry(Geometry(state["t2.sensors"][:, :3].numpy()))
@@ -775,6 +775,10 @@ def _start_from(
     if other:
         raise ValueError(f"{init} holds weights of another kind of model (they differ in "
                          f"{shorten(other)}): give those of a model of the same class with the same pooling")
+    found, wanted = (p.get("pool") and class_name(p["pool"]) for p in (parts, model.parts))
+    if found != wanted:
+        raise ValueError(f"{init} holds a model whose pooling is {found or 'the standard one'}, not "
+                         f"{wanted or 'the standard one'}: give weights of a model with the same pooling")
     model.load_state_dict({**state, "t2.sensors": model.t2.sensors})
 
 # %% ../nbs/20_training.ipynb #7b20d5e4

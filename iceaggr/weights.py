@@ -40,7 +40,7 @@ def save_weights(
 # %% ../nbs/18_weights.ipynb #e72c0393
 def read_file(
     path, # .safetensors file, the folder of a run (its best weights), or the name of a pretrained model
-) -> tuple: # settings (dict), state (dict of tensors), parts (dict, or None in files that do not name them)
+) -> tuple: # settings (dict), state (dict of tensors), parts (dict; empty in files that do not name them)
     "All that a file of weights holds; FileNotFoundError or ValueError says what is wrong with it."
     path = _find_file(path)
     try:
@@ -52,7 +52,7 @@ def read_file(
                          f"folder of a run, its best.safetensors, or a pretrained model "
                          f"({pretrained_names()})") from e
     _check_header(header, path)
-    return json.loads(header["settings"]), state, json.loads(header.get("parts", "null"))
+    return json.loads(header["settings"]), state, json.loads(header.get("parts", "{}"))
 
 # %% ../nbs/18_weights.ipynb #90e0ce7b
 def _find_file(path):
@@ -120,6 +120,12 @@ def describe_part(
     return found | {"kwargs": dict(kwargs)} if kwargs else found
 
 # %% ../nbs/18_weights.ipynb #3f1c09ab
+def class_name(
+    part:dict, # of `describe_part`
+) -> str:
+    "Name of a class without its module: a class that moves to another module stays the same."
+    return part["class"].rpartition(".")[2]
+
 def _one_line(value) -> str: # the repr of a module has several
     return f"a {type(value).__name__} object" if isinstance(value, nn.Module) else repr(value)
 
@@ -148,7 +154,7 @@ def find_part(
     if saved is None and given is not None:
         raise ValueError(f"the model was saved without a {what} of its own: load it without {what}=")
     if saved is None: return None
-    name = saved["class"].rpartition(".")[2]
+    name = class_name(saved)
     if given is None: given = import_part(saved["class"], f"call load(path, {what}={name})")
     kind = given.func if isinstance(given, functools.partial) else given
     if getattr(kind, "__name__", None) != name:
@@ -163,9 +169,9 @@ def find_model(
     asked:type, # class whose `load` was called
 ) -> type: # class to build
     "The class of a saved model: the one that was asked for, or a subclass of it within the package."
-    if saved is None or saved["class"].rpartition(".")[2] == asked.__name__: return asked
-    name = saved["class"].rpartition(".")[2]
-    found = import_part(saved["class"], f"call {name}.load(path)")
+    if saved is None or class_name(saved) == asked.__name__: return asked
+    name = class_name(saved)
+    found = import_part(saved["class"], f"if it is a model of yours, call {name}.load(path)")
     if not issubclass(found, asked):
         raise ValueError(f"the file holds a {name}, not a {asked.__name__}: call {name}.load(path)")
     return found

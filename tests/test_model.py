@@ -219,7 +219,7 @@ def test_files_without_parts_load_as_before(model, batch, tmp_path):
     header = dict(format="pt", version=WEIGHTS_VERSION, settings=json.dumps(vars(model.settings)))
     path = tmp_path / "old.safetensors"
     path.write_bytes(safetensors_bytes(model.state_dict(), header))
-    assert read_file(path)[2] is None
+    assert read_file(path)[2] == {}
     with torch.no_grad(): assert torch.equal(HierarchicalTransformer.load(path)(batch), model(batch))
 
 
@@ -243,7 +243,7 @@ def test_subclasses_name_themselves(tmp_path):
     path = tmp_path / "variant.safetensors"
     Variant(SETTINGS).save(path)
     assert type(Variant.load(path)) is Variant
-    with pytest.raises(ValueError, match=r"Variant, which is not part of iceaggr: call Variant.load\(path\)"):
+    with pytest.raises(ValueError, match=r"Variant, which is not part .* call Variant.load\(path\)"):
         HierarchicalTransformer.load(path)
     WithoutVertex(SETTINGS).save(path)
     assert type(HierarchicalTransformer.load(path)) is WithoutVertex

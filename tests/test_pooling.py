@@ -388,6 +388,11 @@ def test_model_with_another_pooling_trains_by_step(tiny_dataset):
     assert losses[-1] < losses[0]
 
 
+def test_pretrained_weights_have_no_other_pooling():
+    with pytest.raises(ValueError, match="saved without a pool of its own: load it without pool="):
+        HierarchicalTransformer.load("small", pool=MaxPool)
+
+
 def test_a_class_in_place_of_a_pooling_is_refused():
     "T1 takes an instance, a whole model the class."
     with pytest.raises(ValueError, match=r"call it, MeanPool\(d_model\)"): make_pool(MeanPool, 32)

@@ -99,6 +99,16 @@ def test_one_process_trains_a_run(data, tmp_path):
     claim_run(run, json.loads((run / "settings.json").read_text()), True).close()
 
 
+def test_class_that_moved_to_another_module_resumes(tmp_path):
+    "A class of a notebook (__main__) is put into a module; another class is another run."
+    def facts(name): return dict(parts=dict(model={"class": "iceaggr.model.A"}, pool={"class": name}))
+
+    run = tmp_path / "run"
+    claim_run(run, facts("__main__.MaxPool"), False).close()
+    claim_run(run, facts("poolings.MaxPool"), True).close()
+    with pytest.raises(ValueError, match="parts.pool.* -> "): claim_run(run, facts("__main__.MinPool"), True)
+
+
 def test_file_system_without_locks(data, undisturbed, tmp_path, monkeypatch):
     "A run goes on without one."
     def lockf(*args): raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

@@ -313,6 +313,16 @@ def test_start_from_another_pooling(events, tmp_path):
     for error in (other_settings, other_layers): assert "\n" not in str(error.value)
 
 
+def test_start_from_a_pooling_with_the_same_tensors(events, tmp_path):
+    "Tensors of equal names and shapes do not make it the same pooling."
+    class OtherPool(MaxPool): pass
+
+    path = tmp_path / "weights.safetensors"
+    HierarchicalTransformer(TINY, events.geometry, pool=MaxPool).save(path)
+    with pytest.raises(ValueError, match="pooling is MaxPool, not OtherPool: give weights"):
+        _start_from(HierarchicalTransformer(TINY, events.geometry, pool=OtherPool), path)
+
+
 def test_live_curves_are_one_figure():
     "Drawn three times in the same place."
     rows = dict(minutes=[1, 2, 3], train_loss=[3, 2, 1], held_out_loss=[3, 2, 1], valid_loss=[3, 2, 1],

@@ -492,6 +492,7 @@ def test_no_warning_within_the_budget(few_hits):
     (dict(dom_features=lambda h: h["dom_features"][:, :2]), "one row per DOM"),
     (dict(dom_embeddings=lambda h: h["dom_embeddings"][:5]), "got embeddings 5, dom_ids 6199"),
     (dict(dom_to_event_idx=lambda h: h["dom_to_event_idx"][:5]), "one row per DOM.* dom_to_event_idx 5"),
+    (dict(dom_embeddings=lambda h: h["dom_embeddings"][:, :8]), r"shape \(6199, 32\); got \(6199, 8\)"),
 ])
 def test_wrong_arguments_of_t2_are_named(t2, hits, change, message):
     wrong = dict(hits, **{name: function(hits) for name, function in change.items()})

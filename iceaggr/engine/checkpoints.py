@@ -27,7 +27,7 @@ import iceaggr
 from ..common import atomic_write
 from .distributed import on_first, sum_over, world_size
 from ..model import HierarchicalTransformer
-from ..weights import WEIGHTS_VERSION
+from ..weights import WEIGHTS_VERSION, class_name
 
 # %% ../../nbs/44_checkpoints.ipynb #dcc5d252
 def new_state() -> dict:
@@ -200,11 +200,16 @@ def _check_facts(path, facts):
 def _changed_facts(old, new): # list of texts such as "train.lr: 1.0 -> 2.0"
     "Differences between two settings.json that change the weights."
     harmless = ("version", "commit", "train.save_minutes", "train.graph_pulses")
-    old, new = _flatten(old), _flatten(new)
+    old, new = (_flatten(dict(facts, parts=_class_names(facts))) for facts in (old, new))
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in old | new
             if k not in harmless and old.get(k) != new.get(k)]
 
 # %% ../../nbs/44_checkpoints.ipynb #8caa712e
+def _class_names(facts):
+    "Parts of the model without the modules of their classes, which may change."
+    parts = facts.get("parts") or {}
+    return {name: dict(part, **{"class": class_name(part)}) for name, part in parts.items()}
+
 def _flatten(facts):
     "A dict of dicts as one dict with dotted names."
     flat = {}
