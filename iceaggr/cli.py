@@ -446,8 +446,7 @@ def _simulate_detector_options(p):
     p.add_argument("--saturation", action="store_true", help="let DOMs saturate in bright light")
     p.add_argument("--geometry", metavar="PATH",
                    help="sensor_geometry.csv, a folder that has one, the .safetensors of a model, or the "
-                        "name of a pretrained model (small, base) that is to predict the events; default: "
-                        "the nominal detector")
+                        "name of a pretrained model; default: the surveyed IceCube-86")
     p.add_argument("--dead-doms", type=_count, default=77,
                    help="number of DOMs that record nothing: those that --geometry names, and others drawn "
                         "at random; default: as many as in the real detector")

@@ -171,7 +171,7 @@ class _Files:
 
     @property
     def geometry(self):
-        "The detector: the data set's own, or the nominal one."
+        "The detector: the data set's own, or the surveyed one."
         if self._geometry is None: self._geometry = _own_geometry(self.root)
         return self._geometry
 
@@ -192,10 +192,10 @@ class _Files:
 
 # %% ../nbs/03_data.ipynb #dda71477
 def _own_geometry(root:Path):
-    "The detector of a data set; the nominal one, with a warning, where its file is missing."
+    "The detector of a data set; the surveyed one, with a warning, where its file is missing."
     if (root / "sensor_geometry.csv").exists(): return load_geometry(root)
-    warnings.warn(f"{root} has no sensor_geometry.csv: taking the nominal detector, whose strings lie up to "
-                  "30 m from the surveyed ones", stacklevel=3)
+    warnings.warn(f"{root} has no sensor_geometry.csv: the surveyed IceCube-86 is taken; copy the file "
+                  "there if the events are of another detector", stacklevel=3)
     return load_geometry(None)
 
 # %% ../nbs/03_data.ipynb #b44c9592

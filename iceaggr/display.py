@@ -170,7 +170,7 @@ class EventView:
     "What the displays draw of one event."
     def __init__(self,
         pulses, # of one event: (n, 4) array or tensor, an event of a data set, or a DataFrame
-        geometry=None, # Geometry or what `load_geometry` takes; None: the nominal IC86
+        geometry=None, # Geometry or what `load_geometry` takes; None: the surveyed IceCube-86
         truth=None, # (azimuth, zenith) [rad]; None: the event's own target, where it has one
         prediction=None, # (azimuth, zenith) [rad], or a dictionary of several, see `display_event`
         kappa=None, # concentration of the prediction
@@ -393,7 +393,7 @@ def _add_colorbar(ax, points):
 # %% ../nbs/04_display.ipynb #fc2cc1e9
 def plot_event(
     pulses, # of one event, as in `display_event`
-    geometry=None, # Geometry or what `load_geometry` takes; None: the nominal IC86
+    geometry=None, # Geometry or what `load_geometry` takes; None: the surveyed IceCube-86
     truth=None, # (azimuth, zenith) [rad]; None: the event's own target, where it has one
     prediction=None, # (azimuth, zenith) [rad], or {name: (azimuth, zenith) or (azimuth, zenith, kappa)}
     kappa=None, # concentration of a single prediction; draws the 68 % cone
@@ -708,7 +708,7 @@ def _buttons():
 # %% ../nbs/04_display.ipynb #60b60395
 def display_event(
     pulses, # of one event: (n, 4) array or tensor, event of a data set, DataFrame, or an EventView
-    geometry=None, # Geometry or what `load_geometry` takes; None: the nominal IC86
+    geometry=None, # Geometry or what `load_geometry` takes; None: the surveyed IceCube-86
     truth=None, # (azimuth, zenith) [rad]; None: the event's own target, where it has one
     prediction=None, # (azimuth, zenith) [rad], or {name: (azimuth, zenith) or (azimuth, zenith, kappa)}
     kappa=None, # concentration of a single prediction; draws the 68 % cone

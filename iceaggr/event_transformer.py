@@ -96,7 +96,7 @@ class EventTransformer(nn.Module):
         n_heads:int=8, # H; d_model / n_heads must be at least 16
         n_layers:int=4, # transformer blocks
         max_doms:int=5160, # most DOMs per event; fewer than an event has is an opt-in budget, and warned of
-        geometry:Geometry|None=None, # None: the nominal IC86
+        geometry:Geometry|None=None, # None: the surveyed IceCube-86
         d_dom:int|None=None, # C, width of the DOM embeddings; None: d_model
         dropout:float=0.0,
         kernel:str="auto", # "auto", "grouped", "flex" or "dense", as in T1
@@ -105,7 +105,7 @@ class EventTransformer(nn.Module):
         check_kernel(kernel)
         if max_doms < 1: raise ValueError(f"max_doms must be at least 1; got {max_doms}")
         self.max_doms, self.kernel = max_doms, kernel
-        self.register_buffer("sensors", sensor_table(Geometry.nominal() if geometry is None else geometry))
+        self.register_buffer("sensors", sensor_table(Geometry.icecube86() if geometry is None else geometry))
         self.register_buffer("calibration", torch.ones(2))      # factor and power of kappa
         self.embed = nn.Linear(d_dom or d_model, d_model)
         self.encoder = DOMEncoder(d_model)

@@ -8,6 +8,7 @@ __all__ = ['SPEED_OF_LIGHT', 'N_STRINGS', 'DOMS_PER_STRING', 'N_SENSORS', 'Geome
 
 # %% ../nbs/01_geometry.ipynb #bdf3a589
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,11 @@ class Geometry:
     def nominal(cls):
         "The detector of the design figures."
         return cls(_nominal_positions(), name="nominal IC86")
+
+    @classmethod
+    def icecube86(cls):
+        "The surveyed detector, the default wherever no geometry is given."
+        return cls(*_surveyed(), name="IceCube-86")
 
     def __len__(self): return len(self.xyz)
 
@@ -430,14 +436,20 @@ def _read_weights(path) -> tuple: # (5160, 3) positions [m], (5160,) efficiencie
         raise ValueError(f"{path} is not a model of iceaggr ({e})") from e
     return sensors[:, :3], sensors[:, 5]
 
+@cache
+def _surveyed() -> tuple: # (5160, 3) positions [m], (5160,) efficiencies
+    "The survey of IceCube-86, which comes with the pretrained weights."
+    xyz, efficiency = _read_weights(Path(iceaggr.__file__).parent / "pretrained" / "small.safetensors")
+    return np.round(xyz, 2), np.round(efficiency, 2)      # as surveyed, without the rounding of float32
+
 # %% ../nbs/01_geometry.ipynb #301d885e
 _READERS = {".csv": _read_csv, ".parquet": _read_graphnet, ".safetensors": Geometry.from_weights}
 
 def load_geometry(
-    path=None, # data folder, .csv, .parquet, .safetensors, name of a pretrained model; None: nominal
+    path=None, # data folder, .csv, .parquet, .safetensors, name of a pretrained model; None: IceCube-86
 ) -> Geometry:
     "The detector from wherever it is described. ValueError names the file and what is wrong with it."
-    if path is None: return Geometry.nominal()
+    if path is None: return Geometry.icecube86()
     path = Path(path)
     pretrained = Path(iceaggr.__file__).parent / "pretrained" / f"{path}.safetensors"
     if not path.exists() and pretrained.exists(): path = pretrained

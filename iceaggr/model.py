@@ -72,7 +72,7 @@ class HierarchicalTransformer(nn.Module):
     "T1 over the pulses of each DOM, T2 over the DOMs of each event."
     def __init__(self,
         settings:"ModelSettings|str|dict"="base", # settings or the name of a preset
-        geometry:Geometry|None=None, # None: the nominal IC86; kept with the weights
+        geometry:Geometry|None=None, # None: the surveyed IceCube-86; kept with the weights
         pool=None, # T1's pooling: a class (or a partial of one) called with d_model; None: settings.pool
     ):
         super().__init__()
@@ -263,18 +263,17 @@ def _not_pulses(found):
 
 # %% ../nbs/17_model.ipynb #efc6f246
 def _check_geometry(sensors, geometry, tolerance):
-    "ValueError if the sensors of a geometry lie more than `tolerance` metres from those of a model (N, 7)."
+    "ValueError if live sensors of a geometry lie more than `tolerance` metres from those of a model (N, 7)."
     if len(geometry.xyz) != len(sensors):
         raise ValueError(f"the data have {len(geometry.xyz)} sensors, the model {len(sensors)}: use a model "
                          "trained on this geometry")
-    off = np.linalg.norm(geometry.xyz - sensors[:, :3].cpu().numpy(), axis=1)
+    sensors = sensors.cpu().numpy()
+    live = (geometry.efficiency > 0) & (sensors[:, 5] > 0)      # a dead DOM has no pulses, wherever it lies
+    off = np.where(live, np.linalg.norm(geometry.xyz - sensors[:, :3], axis=1), 0.)
     if off.max() <= tolerance: return
-    message = (f"the sensors of the data lie up to {off.max():.1f} m (sensor {int(off.argmax())}) from those "
-               "of the model: use a model trained on this geometry, or simulate with `--geometry` and the "
-               "model's name")
-    if geometry.name == Geometry.nominal().name:
-        message += ". The data have no sensor_geometry.csv, so the nominal detector was taken: add theirs"
-    raise ValueError(message)
+    raise ValueError(
+        f"the sensors of the data lie up to {off.max():.1f} m (sensor {int(off.argmax())}) from those of the "
+        "model: use a model trained on this geometry, or simulate with `--geometry` and the model's name")
 
 # %% ../nbs/17_model.ipynb #da2be9b0
 def predict_dataset(

@@ -26,7 +26,7 @@ def parse_arguments():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("events", type=int)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--geometry", help="default: the nominal detector")
+    parser.add_argument("--geometry", help="default: the surveyed IceCube-86")
     parser.add_argument("--most", type=int, default=500, help="photo-electrons")
     parser.add_argument("--hardware", required=True)
     parser.add_argument("--out", type=Path, default=Path("studies/results/cascade_limit.csv"))

@@ -13,9 +13,20 @@ def tiny_dataset(tmp_path):
     return write_tiny(tmp_path / "tiny")
 
 
+def folder_of(variable, what):
+    "The folder that an environment variable names; tests that need it are skipped where it is not set."
+    root = os.environ.get(variable)
+    if not root: pytest.skip(f"{variable} is not set: no {what} to test on")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def graphnet_root():
+    "Folder of GraphNeT's own test files."
+    return folder_of("ICEAGGR_GRAPHNET", "files of GraphNeT")
+
+
 @pytest.fixture(scope="session")
 def ppc_root():
     "Folder of the full-physics events."
-    root = os.environ.get("ICEAGGR_PPC")
-    if not root: pytest.skip("ICEAGGR_PPC is not set: no full-physics events to test on")
-    return Path(root)
+    return folder_of("ICEAGGR_PPC", "full-physics events")

@@ -17,7 +17,6 @@ from iceaggr.common import DataError
 from iceaggr.data import IceCubeDataset
 from iceaggr.engine.loading import EventBatchSampler, PackedBatches
 from iceaggr.engine.prepare import prepare
-from iceaggr.geometry import Geometry
 from iceaggr.io.prepared import map_arrow
 from iceaggr.model import HierarchicalTransformer
 from iceaggr.simulation.dataset import simulate_events
@@ -316,7 +315,7 @@ def test_an_empty_prediction_names_every_event(sound, tmp_path):
     root = write_tiny(tmp_path / "data")
     (root / BATCH).write_bytes(b"")
     prepared = prepare(root, tmp_path / "out", [3], progress=False, on_bad_event="skip")
-    HierarchicalTransformer("small", Geometry.nominal()).save(tmp_path / "model.safetensors")
+    HierarchicalTransformer("small").save(tmp_path / "model.safetensors")
     for data, options in ((root, SKIP), (prepared, ())):
         code, out, err = call("predict", "--run", tmp_path / "model.safetensors", "--data", data,
                               "--batches", 3, "--out", tmp_path / "p.csv", *options)

@@ -1,4 +1,4 @@
-"The detector: nominal positions, tables that are read or refused, sensors found by their position."
+"The detector: nominal and surveyed positions, tables read or refused, sensors found by position."
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -50,6 +50,19 @@ def test_nominal_detector_has_the_properties_of_the_design(detector):
     assert np.isclose((ORIGIN_DEPTH - detector.xyz[:, 2]).max(), 2450)
     depth = ORIGIN_DEPTH - detector.xyz[detector.is_deepcore, 2]
     assert not ((depth > DUST_LAYER[0]) & (depth < DUST_LAYER[1])).any()
+
+
+def test_survey_is_the_default():
+    "Where no geometry is named, and with the positions of the pretrained models."
+    from iceaggr.display import EventView
+    from iceaggr.event_transformer import EventTransformer
+    survey = Geometry.icecube86()
+    for found in (load_geometry(), load_geometry("small"), EventView(np.ones((1, 4))).geometry):
+        assert np.allclose(found.xyz, survey.xyz, atol=1e-4)
+        assert np.allclose(found.efficiency, survey.efficiency)
+    sensors = EventTransformer(32, 2, 1).sensors.numpy()
+    assert np.allclose(sensors[:, :3], survey.xyz, atol=1e-4)
+    assert np.array_equal(survey.xyz, survey.xyz.round(2)) and survey.xyz is not Geometry.icecube86().xyz
 
 
 def test_neighbours_stay_on_their_string(detector):

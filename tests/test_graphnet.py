@@ -183,3 +183,10 @@ def test_each_parquet_file_needs_a_number_of_its_own(tables, tmp_path, names):
     refused(tmp_path, folder, f"({names[0]}|{names[1]}).parquet.*SplitInIcePulses_1.parquet")
     with pytest.raises(DataError) as error: convert_graphnet(folder, tmp_path / "x", DETECTOR)
     assert all(f"{name}.parquet" in str(error.value) for name in names)
+
+
+def test_real_files_need_no_geometry(graphnet_root, tmp_path):
+    "Positions of GraphNeT's own SQLite file are those of the default detector."
+    out = convert_graphnet(graphnet_root / "oscNext_genie_level7_v02_first_5_frames.db", tmp_path / "out",
+                           pulsemap="SRTInIcePulses")
+    assert len(IceCubeDataset(out)) == 5

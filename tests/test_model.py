@@ -198,6 +198,15 @@ def test_sensors_that_lie_elsewhere(model, dataset):
     with pytest.raises(ValueError, match="2.0 m"): model.check_geometry(moved)
 
 
+def test_dead_sensors_may_lie_elsewhere(model, dataset):
+    "Tables fill in the positions of dead DOMs, which have no pulses, as they like."
+    xyz, efficiency = dataset.geometry.xyz.copy(), dataset.geometry.efficiency.copy()
+    xyz[479] += 1.8
+    with pytest.raises(ValueError, match="sensor 479"): model.check_geometry(Geometry(xyz, efficiency))
+    efficiency[479] = 0
+    model.check_geometry(Geometry(xyz, efficiency))
+
+
 def test_files_that_are_no_weights(model, tmp_path):
     path = tmp_path / "best.safetensors"
     settings = json.dumps(vars(model.settings))

@@ -137,7 +137,7 @@ def _refuse_other_events(root, out, split, files):
 
 # %% ../../nbs/41a_prepare.ipynb #1e4791d1
 def _same_table(a, b) -> bool:
-    "True if these tables agree. Without one, sensors are the nominal ones; a truth never replaces another."
+    "True if these tables agree. Without one, sensors are the surveyed ones; a truth never replaces another."
     if a.exists() and b.exists() and a.read_bytes() == b.read_bytes(): return True
     if a.suffix != ".csv": return not (a.exists() and b.exists())
     one, other = (load_geometry(path if path.exists() else None) for path in (a, b))

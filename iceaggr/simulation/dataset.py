@@ -175,7 +175,7 @@ DEAD_DOMS = 77  # as many as in the real detector
 
 
 def make_detector(
-    geometry:Geometry|str|Path|None=None, # None: the nominal IC86
+    geometry:Geometry|str|Path|None=None, # None: the surveyed IceCube-86
     dead_doms=DEAD_DOMS, # sensor ids; or the number of dead DOMs, with those that the geometry names
 ): # Detector
     "A detector with dead DOMs."
@@ -212,7 +212,7 @@ def _check_request(n_events, seed, detector, settings):
 def simulate_events(
     n_events:int,
     seed:int=0,
-    geometry:Geometry|str|Path|None=None, # None: the nominal IC86
+    geometry:Geometry|str|Path|None=None, # None: the surveyed IceCube-86
     dead_doms=DEAD_DOMS, # sensor ids without pulses, or their number
     **settings, # of `SimulationSettings`
 ): # pulses (event_id, sensor_id, time, charge, auxiliary) by event and time; truth, one row per event
@@ -384,7 +384,7 @@ def simulate_dataset(
     events_per_file:int|None=None, # None: five files, of 200,000 events at most
     workers:int|None=None, # processes; None: one per core
     progress:bool=True,
-    geometry:Geometry|str|Path|None=None, # None: the nominal IC86
+    geometry:Geometry|str|Path|None=None, # None: the surveyed IceCube-86
     dead_doms=DEAD_DOMS, # sensor ids without pulses, or their number
     **settings, # of `SimulationSettings`
 ): # Path of the folder
