@@ -151,8 +151,7 @@ def events_of_size(
     distance = np.abs(np.log(b.dataset.n_pulses / n_pulses))
     nearest = np.argsort(distance, kind="stable")[:n_events]
     nearest = nearest[distance[nearest] < 0.25]
-    if len(nearest): events = b.dataset.__getitems__(nearest)
-    else: events = frame_to_events(piled(b, n_pulses), len(b.model.t2.sensors))
+    events = b.dataset.__getitems__(nearest) if len(nearest) else frame_to_events(piled(b, n_pulses))
     return [dict(events[i % len(events)], event_id=torch.tensor(i)) for i in range(n_events)]
 
 # %% ../nbs/51_benchmarks.ipynb #a23e90a6
@@ -361,7 +360,7 @@ def measure_sizes(b:Bench) -> dict:
 def measure_packing(b:Bench) -> dict:
     "Sequences that both collations need."
     cases = {"typical": b.events}
-    for n in (10_000, 110_000): cases[f"{n:,} pulses"] = frame_to_events(piled(b, n), len(b.model.t2.sensors))
+    for n in (10_000, 110_000): cases[f"{n:,} pulses"] = frame_to_events(piled(b, n))
     return dict(rows=[_packing_row(name, events, b.L) for name, events in cases.items()])
 
 # %% ../nbs/51_benchmarks.ipynb #b66f9015
@@ -400,7 +399,7 @@ def memory_call(what:str, pulses:pd.DataFrame, preset:str):
     "Make a model, and take a table of pulses through it."
     torch.manual_seed(0)
     if what == "inference": return HierarchicalTransformer(preset).predict(pulses)
-    events = [dict(e, target=torch.ones(2)) for e in frame_to_events(pulses, len(Geometry.nominal()))]
+    events = [dict(e, target=torch.ones(2)) for e in frame_to_events(pulses)]
     if what == "training":
         model, settings = HierarchicalTransformer(preset), TrainSettings(batch_size=len(events))
         return train_step(model, MuonAdamW(model, 1e-3), collate_dom_packing(events), settings, 1e-3)

@@ -26,7 +26,7 @@ from .engine.distributed import contiguous_share, gather_table, rank, same_for_a
 from .engine.loading import PackedBatches
 from .event_transformer import EventTransformer, padded_t2
 from .geometry import Geometry
-from .io.frames import frame_to_events
+from .io.frames import events_and_keys
 from .packing import collate_dom_packing, split_batch, to_device
 from .pulses import cut_batches
 from .weights import describe_part, find_model, find_part, pretrained_path, read_file, save_weights
@@ -231,9 +231,11 @@ def _warn_of_incomplete(accumulator):
 @torch.no_grad()
 def _predict(model, pulses, max_sequences, progress):
     "Predictions for a frame of pulses, a packed batch or an iterable of them."
+    keys = None
     if isinstance(pulses, pd.DataFrame):
-        length = model.settings.max_seq_len
-        events = frame_to_events(pulses, len(model.t2.sensors), stacklevel=5)      # the caller of predict
+        length, sensors = model.settings.max_seq_len, model.t2.sensors.cpu().numpy()
+        detector = Geometry(sensors[:, :3], sensors[:, 5])
+        events, keys = events_and_keys(pulses, detector, stacklevel=5)      # the caller of predict
         lists = _event_lists(events, max_sequences * length)
         bar = tqdm(lists, "predict", disable=not progress)
         pulses = (collate_dom_packing(some, length) for some in bar)
@@ -242,8 +244,10 @@ def _predict(model, pulses, max_sequences, progress):
         raise _not_pulses(f"a {type(pulses).__name__}")
     training = model.training
     model.eval()
-    try: return _predict_batches(model, pulses, max_sequences)
+    try: table = _predict_batches(model, pulses, max_sequences)
     finally: model.train(training)
+    if keys is None or keys.shape[1] == 1: return table
+    return pd.concat([keys, table.drop(columns="event_id")], axis=1)
 
 # %% ../nbs/17_model.ipynb #7499c78c
 def _event_lists(events, max_pulses):

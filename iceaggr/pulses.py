@@ -84,17 +84,55 @@ def count_times(
     event=None, # (P,) event of each pulse; None: all are of one
 ) -> np.ndarray: # (P,) float64 [ns]
     "Times of any clock: where float32 would round them, they count from the first pulse of their event."
-    time = pd.Series(time)
-    time = time.to_numpy(np.int64 if pd.api.types.is_integer_dtype(time.dtype) else np.float64)
+    given = pd.Series(time)
+    time = given.to_numpy(np.int64 if pd.api.types.is_integer_dtype(given.dtype) else np.float64)
     top = np.abs(time).max(initial=0)
     if not top >= MAX_TIME: return time.astype(np.float64)                 # NaN: for the caller to report
-    if time.dtype.kind == "f" and np.spacing(top) > 1:
-        raise ValueError(f"column time: as a float, {top:.17g} is known to {np.spacing(top):g} ns at best: "
-                         "give whole numbers (int64), or count the times of an event from its first pulse")
+    kind = _float_type(given)
+    if time.dtype.kind == "f" and np.spacing(kind(top)) > 1:
+        raise ValueError(f"column time: as {kind.__name__}, {top:.17g} is known to {np.spacing(kind(top)):g} "
+                         "ns at best: give whole numbers (int64), or count the times of an event from its "
+                         "first pulse")
     event = np.zeros(len(time)) if event is None else event
     first = pd.Series(time).groupby(event).transform("min").to_numpy()
     late = pd.Series(np.abs(time) >= MAX_TIME).groupby(event).transform("any").to_numpy()
     return np.where(late, time - first, time).astype(np.float64)
+
+# %% ../nbs/06_pulses.ipynb #1056d729
+def _float_type(series) -> type: # np.float32, ...; np.float64 for whole numbers and objects
+    dtype = getattr(series.dtype, "numpy_dtype", series.dtype)
+    return dtype.type if dtype.kind == "f" else np.float64
+
+# %% ../nbs/06_pulses.ipynb #03ce1687
+def exact_ids(
+    given, # (n,) ids of any type: whole numbers, floats, text
+    name="event_id", # column, for messages
+) -> np.ndarray: # (n,) int64
+    "Ids as whole numbers: `1`, `1.0` and `01` are the same id. ValueError where one is missing or not exact."
+    given = pd.Series(given)
+    if given.isna().any(): raise ValueError(f"column {name}: missing in some rows: number the events")
+    if given.dtype == object:
+        floats = given[[isinstance(i, float) for i in given]]
+        _check_digits(floats.to_numpy(np.float64), np.float64, name)
+    ids = pd.to_numeric(given, errors="coerce")
+    whole = pd.api.types.is_integer_dtype(ids)
+    if whole and ids.max() < 2 ** 63: return ids.to_numpy(np.int64)
+    number = ids.to_numpy(np.float64, na_value=np.nan)
+    bad = ~((number == np.floor(number)) & (np.abs(number) < 2.0 ** 63))
+    if bad.any():
+        raise ValueError(f"column {name}: {str(given.iloc[bad.argmax()])!r} is not a whole number of "
+                         "64 bits: number the events")
+    _check_digits(number, _float_type(ids), name)
+    return number.astype(np.int64)
+
+# %% ../nbs/06_pulses.ipynb #e6f19576
+def _check_digits(number, kind, name):
+    "ValueError for whole numbers beyond those that floats of a kind hold exactly."
+    digits = np.finfo(kind).nmant + 1
+    large = np.abs(number) >= 2.0 ** digits
+    if not large.any(): return
+    raise ValueError(f"column {name}: {number[large.argmax()]:.17g} was stored as {kind.__name__}, which is "
+                     f"exact for whole numbers up to 2^{digits} only: read the ids as int64")
 
 # %% ../nbs/06_pulses.ipynb #cbed9539
 def event_time_reference(

@@ -29,7 +29,7 @@ if sys.argv[2] == "predict":
     table = model.predict(pulses)
     finite = bool(table.notna().all().all()) and len(table) == 1
 else:
-    batch = collate_dom_packing(frame_to_events(pulses, 5160))
+    batch = collate_dom_packing(frame_to_events(pulses))
     batch["metadata"]["targets"] = torch.tensor([[1., 1.]])
     optimizer = torch.optim.AdamW(model.parameters())
     finite = train_step(model, optimizer, batch, TrainSettings(), 1e-3) is not None

@@ -6,33 +6,51 @@
 __all__ = ['frame_to_events']
 
 # %% ../../nbs/46a_frames.ipynb #ed833be3
+import itertools
 import warnings
 
 import numpy as np
 import pandas as pd
 import torch
 
-from ..pulses import MAX_CHARGE, count_times
+from ..geometry import Geometry
+from ..pulses import MAX_CHARGE, count_times, exact_ids
+
+# %% ../../nbs/46a_frames.ipynb #a03defad
+_RUNS = ("run", "runid", "runnumber", "subrun", "subrunid", "subevent", "subeventid", "subeventstream",
+         "file", "fileid", "filename")
+
+def _is_run(name) -> bool: # of a column
+    "True if a column tells apart events of the same number."
+    return str(name).lower().replace("_", "") in _RUNS
 
 # %% ../../nbs/46a_frames.ipynb #edffacfa
-def _number_events(
-    given, # event_id of each pulse
-): # (P,) number of the event of each pulse, in order of first appearance; (B,) int64 ids
-    "Number the events by the value of their ids: `1` and `01` are the same event."
-    if given.isna().any(): raise ValueError("column event_id: missing in some rows: number the events")
-    ids = pd.to_numeric(given, errors="coerce")
-    if not pd.api.types.is_signed_integer_dtype(ids):
-        number = ids.to_numpy(np.float64, na_value=np.nan)
-        bad = ~((number == np.floor(number)) & (np.abs(number) < 2.0 ** 63))
-        if bad.any():
-            raise ValueError(f"column event_id: {str(given.iloc[bad.argmax()])!r} is not a whole number of "
-                             "64 bits: number the events")
-    return pd.factorize(ids.to_numpy(np.int64))
+def _find_events(
+    pulses, # frame with these columns
+    names, # of the columns that make the key of an event, event_id among them
+): # (P,) number of the event of each pulse, in order of first appearance; (B, columns) their keys
+    "The events of a frame; ValueError for ids that are missing or not exact."
+    keys = pulses[names].reset_index(drop=True)
+    for name in keys:
+        text = name != "event_id" and not pd.api.types.is_numeric_dtype(keys[name])
+        if keys[name].isna().any() or not text: keys[name] = exact_ids(keys[name], name)
+    if keys.shape[1] == 1:
+        codes, ids = pd.factorize(keys["event_id"].to_numpy())
+        return codes, pd.DataFrame({"event_id": ids})
+    codes = keys.groupby(list(keys), sort=False, observed=True).ngroup().to_numpy()
+    return codes, keys.drop_duplicates(ignore_index=True)
+
+# %% ../../nbs/46a_frames.ipynb #d3e15449
+def _event_name(keys, event) -> str: # "7", or "run_id 1, event_id 7"
+    values = {name: keys[name].iloc[event] for name in keys}
+    if len(values) == 1: return str(values["event_id"])
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 # %% ../../nbs/46a_frames.ipynb #b5ea5f59
 def _pulse_columns(
     pulses, # frame with sensor_id, time, charge and perhaps auxiliary
-    event_id, # (P,) event of each pulse
+    codes, # (P,) event of each pulse
+    keys, # (B, columns) of `_find_events`
     n_sensors, # sensors of the geometry
 ): # (P, 4) float64 time [ns], charge [p.e.], sensor_id, auxiliary
     "The columns of a table of pulses as numbers; times too large for float32 count from the first pulse."
@@ -44,9 +62,10 @@ def _pulse_columns(
     for column, bad, what in _impossible(table, n_sensors):
         if not bad.any(): continue
         k = bad.argmax()
-        raise ValueError(f"column {column}, event {event_id[k]}: {str(given[column].iloc[k])!r} {what}: "
-                         "leave this pulse out or repair it")
-    table[:, 0] = count_times(numbers["time"], event_id)
+        event, value = _event_name(keys, codes[k]), str(given[column].iloc[k])
+        raise ValueError(f"column {column}, event {event}: {value!r} {what}: leave this pulse out or "
+                         "repair it")
+    table[:, 0] = count_times(numbers["time"], codes)
     return table
 
 # %% ../../nbs/46a_frames.ipynb #28f0443d
@@ -70,51 +89,90 @@ def _check_is_no_date(time):
         raise ValueError(f"column time: its type is {time.dtype}; give nanoseconds as numbers, such as "
                          "(t - t.min()) / pd.Timedelta('1ns')")
 
-# %% ../../nbs/46a_frames.ipynb #658a23f3
+# %% ../../nbs/46a_frames.ipynb #7ccb313c
+def _spread_speed(
+    pulses, # (n, 4) of one event, in order of time
+    xyz, # (N, 3) positions of the sensors [m]
+) -> float: # [m/ns]; NaN below eight DOMs
+    "The speed at which first hits spread over the DOMs of an event."
+    sensor, first = np.unique(pulses[:, 2].astype(np.int64), return_index=True)
+    if len(sensor) < 8: return np.nan
+    chosen = np.linspace(0, len(sensor) - 1, min(len(sensor), 100)).astype(np.int64)
+    a, b = np.triu_indices(len(chosen), 1)
+    place, time = xyz[sensor[chosen]], pulses[first[chosen], 0]
+    distance = np.median(np.linalg.norm(place[a] - place[b], axis=1))
+    return distance / max(np.median(np.abs(time[a] - time[b])), 1e-9)
+
+# %% ../../nbs/46a_frames.ipynb #84daabc9
 def _warn_of_units(
-    table, # (P, 4) from `_pulse_columns`
-    order, # (P,) pulses by event and time
-    start, # (B + 1,) where each event begins there
+    events, # iterable of (n, 4) pulses in order of time
+    xyz, # (N, 3) positions of the sensors [m]
     stacklevel, # of the warning
 ):
-    "Warn if times (of events of eight pulses and more) or charges are probably in another unit."
-    many = np.diff(start) >= 8
-    if not many.any(): return
-    first, last = order[start[:-1][many]], order[start[1:][many] - 1]
-    length, charge = np.median(table[last, 0] - table[first, 0]), np.median(table[:, 1])
-    if not 100 <= length <= 1e6:
-        side = "less" if length < 100 else "more"
-        warnings.warn(f"column time: half of the events last {length:.3g} or {side}: "
-                      "is the unit nanoseconds?", stacklevel=stacklevel)
+    "Warn if times or charges are probably in another unit."
+    some = list(itertools.islice(events, 100))
+    speeds = [v for v in (_spread_speed(pulses, xyz) for pulses in some) if np.isfinite(v)]
+    low, high = (0.1, 1.0) if len(speeds) > 2 else (0.05, 2.0)
+    if speeds and not low < np.median(speeds) < high:
+        speed = np.median(speeds)
+        factor = 10.0 ** round(np.log10(speed / 0.3))
+        warnings.warn(f"column time: hits spread at {speed:.2g} m/ns from DOM to DOM, light at 0.2 to "
+                      f"0.3: is the unit nanoseconds? If not, multiply the times by {factor:g}",
+                      stacklevel=stacklevel)
+    charge = np.median(np.concatenate(some)[:, 1])
     if not 0.01 <= charge <= 100:
         side = "less" if charge < 1 else "more"
         warnings.warn(f"column charge: half of the pulses have {charge:.3g} or {side}: "
                       "is the unit photo-electrons?", stacklevel=stacklevel)
 
+# %% ../../nbs/46a_frames.ipynb #662688f9
+def _warn_of_duplicates(
+    table, # (P, 4)
+    codes, # (P,) event of each pulse
+    stacklevel, # of the warning
+):
+    "Warn if more than 3 in 1,000 pulses are there twice."
+    keys = pd.DataFrame(table[:, :3]).assign(event=codes)
+    n = int(keys.duplicated().sum())
+    if n <= 0.003 * len(keys): return
+    warnings.warn(f"{n:,} of {len(keys):,} pulses repeat another one (equal event, sensor, time and charge): "
+                  "their charge counts twice; call drop_duplicates() if that is not meant",
+                  stacklevel=stacklevel)
+
 # %% ../../nbs/46a_frames.ipynb #fa969e50
 def frame_to_events(
-    pulses:pd.DataFrame, # one row per pulse
-    n_sensors:int, # sensors of the geometry
+    pulses:pd.DataFrame, # one row per pulse, or one row per event with lists
+    geometry:Geometry|None=None, # the detector; None: the surveyed IceCube-86
     stacklevel:int=2, # of warnings: 2 points to the caller
 ) -> list: # events as the data set gives them, without target, in order of first appearance
     "Events from a table of pulses; ValueError names the column or event that is wrong."
-    pulses = _with_columns(pulses)
-    if not len(pulses): return []
-    codes, ids = _number_events(pulses["event_id"])
-    table = _pulse_columns(pulses, ids[codes], n_sensors)
+    return events_and_keys(pulses, geometry, stacklevel + 1)[0]
+
+# %% ../../nbs/46a_frames.ipynb #97201700
+def events_and_keys(
+    pulses:pd.DataFrame, # as in `frame_to_events`
+    geometry:Geometry|None, # the detector; None: the surveyed IceCube-86
+    stacklevel:int, # of warnings
+) -> tuple: # events; (B, columns) the key of each
+    "Events, and what the table calls them. With a key of several columns an event's id is its row of keys."
+    geometry = Geometry.icecube86() if geometry is None else geometry
+    pulses, names = _with_columns(pulses)
+    if not len(pulses): return [], pulses[names]
+    codes, keys = _find_events(pulses, names)
+    table = _pulse_columns(pulses, codes, keys, len(geometry))
+    _warn_of_duplicates(table, codes, stacklevel + 1)
     order = np.lexsort((table[:, 0], codes))
-    start = np.searchsorted(codes[order], np.arange(len(ids) + 1))
-    _warn_of_units(table, order, start, stacklevel + 1)
-    parts = torch.from_numpy(table[order].astype(np.float32)).split(np.diff(start).tolist())
-    return [dict(pulse_features=x, event_id=torch.tensor(i), n_pulses=torch.tensor(len(x)))
-            for i, x in zip(ids.tolist(), parts, strict=True)]
+    ends = np.cumsum(np.bincount(codes))
+    parts = np.split(table[order], ends[:-1])
+    _warn_of_units(parts, geometry.xyz, stacklevel + 1)
+    ids = keys["event_id"] if keys.shape[1] == 1 else keys.index
+    return [dict(pulse_features=torch.from_numpy(x.astype(np.float32)), event_id=torch.tensor(int(i)),
+                 n_pulses=torch.tensor(len(x))) for i, x in zip(ids, parts, strict=True)], keys
 
 # %% ../../nbs/46a_frames.ipynb #9b8ed51c
 def _with_columns(pulses):
-    "The frame with event_id as a column; ValueError if a column is missing or duplicated."
-    if "event_id" in pulses.index.names:
-        levels = [n for n in pulses.index.names if n not in pulses.columns and n is not None]
-        pulses = pulses.reset_index(levels).reset_index(drop=True)
+    "One row per pulse, and the columns that name its event; ValueError if one is missing or duplicated."
+    pulses, names = _with_index(pulses)
     needed = ("event_id", "sensor_id", "time", "charge")
     twice = [c for c in (*needed, "auxiliary") if (pulses.columns == c).sum() > 1]
     if twice: raise ValueError(f"the table of pulses has column {', '.join(twice)} twice: drop one of them")
@@ -124,4 +182,40 @@ def _with_columns(pulses):
         raise ValueError(f"the table of pulses lacks {', '.join(missing)}: it needs event_id (or as index), "
                          "sensor_id, time [ns], charge [p.e.], and may have auxiliary"
                          + hint * ("dom_time" in pulses.columns))
-    return pulses
+    _check_flag_name(pulses)
+    names += [c for c in pulses.columns if (c == "event_id" or _is_run(c)) and c not in names]
+    return _without_lists(pulses), names
+
+# %% ../../nbs/46a_frames.ipynb #da40fdf7
+def _with_index(pulses):
+    "Levels of an index that has event_id become columns; those before it are part of the event's key."
+    if "event_id" not in pulses.index.names: return pulses, []
+    levels = {f"level_{i}" if name is None else name: pulses.index.get_level_values(i)
+              for i, name in enumerate(pulses.index.names)}
+    outer = list(levels)[:list(levels).index("event_id")]
+    new = {name: values for name, values in levels.items() if name not in pulses.columns}
+    pulses = pd.concat([pd.DataFrame(new), pulses.reset_index(drop=True)], axis=1)
+    return pulses, [name for name in outer if name not in ("sensor_id", "time", "charge", "auxiliary")]
+
+# %% ../../nbs/46a_frames.ipynb #7506c6a1
+def _check_flag_name(pulses):
+    "ValueError for a table without auxiliary that has its flag under another name."
+    if "auxiliary" in pulses.columns: return
+    renamed, inverted = ("aux", "auxiliary", "isaux", "isauxiliary", "slc"), ("hlc", "ishlc", "lc")
+    for c in pulses.columns:
+        plain = str(c).lower().replace("_", "")
+        if plain not in renamed + inverted: continue
+        flag = f'pulses["{c}"]' + " != 1" * (plain in inverted)
+        raise ValueError(f"the table of pulses has {c!r} but no auxiliary: call "
+                         f"pulses.assign(auxiliary={flag}), or drop {c!r} if all pulses are local "
+                         "coincidences")
+
+# %% ../../nbs/46a_frames.ipynb #9f611570
+def _without_lists(pulses):
+    "A table of one row per event, each column a list over its pulses, as one row per pulse."
+    columns = [c for c in ("time", "charge", "sensor_id", "auxiliary") if c in pulses.columns]
+    first = pulses["time"].iloc[0] if len(pulses) else None
+    if not isinstance(first, (list, tuple, np.ndarray)): return pulses
+    try: return pulses.explode(columns, ignore_index=True)
+    except ValueError as e:
+        raise ValueError(f"lists of {', '.join(columns)} have different lengths in an event: {e}") from None
