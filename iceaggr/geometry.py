@@ -486,6 +486,7 @@ def sensors_at(
     xyz:np.ndarray, # (n, 3) positions [m]
     geometry:Geometry, # the detector
     tolerance:float=1.0, # [m]
+    strict:bool=True, # False: -1 where there is no sensor
 ) -> np.ndarray: # (n,) int64 sensor ids
     "The sensor at each position; ValueError names positions where there is none."
     rows = pd.DataFrame(np.asarray(xyz, dtype=np.float64).reshape(-1, 3))
@@ -493,5 +494,5 @@ def sensors_at(
     which = rows.groupby([0, 1, 2], sort=False, dropna=False).ngroup().to_numpy()
     if not np.isfinite(places).all(): raise ValueError("positions: some are not finite numbers; remove them")
     nearest, distance = _nearest_sensors(places, geometry)
-    _check_distances(places, nearest, distance, geometry, tolerance)
-    return nearest[which]
+    if strict: _check_distances(places, nearest, distance, geometry, tolerance)
+    return np.where(distance <= tolerance, nearest, -1)[which]

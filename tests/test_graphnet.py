@@ -79,11 +79,13 @@ def test_pulses_get_sensors_and_flags(tiny):
 
 @pytest.mark.parametrize(("change", "message"), [
     (lambda t: t.drop(columns="dom_y"), "dom_y missing"),
-    (lambda t: t.assign(charge=[1, 0, 1]), "event 7"),
     (lambda t: t.assign(dom_x=5_000.0), "metres"),
-    (lambda t: t.assign(dom_time=-3.0), "event 7: -3.0 is not a time"),
-    (lambda t: t.assign(dom_time=np.nan), "event 7: nan"),
-    (lambda t: t.assign(event_no=[7, np.nan, 3]), "1 pulses without an event"),
+    (lambda t: t.assign(event_no=[7, np.nan, 3]), "event_no: missing in some rows"),
+    (lambda t: t.assign(event_no=[7, 2.0 ** 60, 3]), "event_no: .* read the ids as int64"),
+    (lambda t: t.assign(hlc=[1, -1, 0]), "hlc, event 7: -1 is neither 0 nor 1"),
+    (lambda t: t.assign(hlc=[1, None, 0]), "hlc, event 7: nan is neither"),
+    (lambda t: t.assign(hlc="yes"), "hlc, event 7: yes is neither"),
+    (lambda t: t.assign(dom_x=5_000.0, string=[1, 87, 2]), "only_known_doms"),
 ])
 def test_faults_of_pulses_are_named(tiny, change, message):
     with pytest.raises(DataError, match=message): graphnet_pulses(change(tiny), DETECTOR)
@@ -109,10 +111,10 @@ def test_recorded_data_become_the_test_split(database, tmp_path):
     assert len(recorded) == 60 and "target" not in recorded[0]
 
 
-def test_event_no_as_index_and_azimuths_from_minus_pi(tables, tmp_path):
+def test_event_no_as_index(tables, tmp_path):
     "An event without pulses is left out. So is a column of the truth that the meta table has, too."
     pulses, truth = tables
-    odd = truth.assign(azimuth=truth.azimuth - 2 * np.pi, batch_id=5)
+    odd = truth.assign(batch_id=5)
     folder = write_parquet(tmp_path / "in", pulses[pulses.event_no != 7], odd, index="event_no")
     ds = IceCubeDataset(convert_graphnet(folder, tmp_path / "out", DETECTOR))
     table = ds.event_table()
@@ -133,13 +135,19 @@ def test_missing_files_and_tables_are_named(database, merged, tmp_path):
     refused(tmp_path, tmp_path / "none.db", "no such file")
     refused(tmp_path, tmp_path / "notes.txt", "not a SQLite")
     refused(tmp_path, database, "it has SplitInIcePulses", pulsemap="InIceDSTPulses")
+    refused(tmp_path, database, "name of one table", pulsemap=[PULSEMAP, "other"])
+    refused(tmp_path, database, "at least 1; got 0", events_per_file=0)
     refused(tmp_path, merged, "no Parquet files", pulsemap="InIceDSTPulses")
     with pytest.raises(DataError, match="not empty"): convert_graphnet(database, tmp_path, DETECTOR)
 
 
 @pytest.mark.parametrize(("table", "column", "value", "message"), [
-    (0, "charge", np.nan, "without a charge"),
-    (0, "charge", np.inf, "without a charge"),
+    (0, "charge", np.nan, "charge, event 0: 'nan' is not a finite number"),
+    (0, "charge", np.inf, "charge, event 0: 'inf' is not a finite number"),
+    (0, "charge", -1.0, "charge, event 0: '-1.0' is not positive"),
+    (1, "zenith", 121.0, "zenith, event 0: 121 is not in 0 to 3.1416 rad; degrees"),
+    (1, "zenith", -1.0, "zenith, event 0: -1 is not .*truth_table=None"),
+    (1, "azimuth", -0.1, "azimuth, event 0: -0.1 is not in 0 to 6.2832"),
     (1, "zenith", np.nan, "no direction of event 0"),
 ])
 def test_values_that_cannot_be_used(tables, tmp_path, table, column, value, message):
@@ -162,6 +170,47 @@ def test_pulses_without_truth_are_found(tables, tmp_path, event):
     pulses, truth = tables
     path = write_sqlite(tmp_path / "less.db", pulses, truth[truth.event_no != event])
     refused(tmp_path, path, f"no direction of event {event}", events_per_file=25)
+
+
+def test_numbers_as_text_are_refused(tables, tmp_path):
+    pulses, truth = (table.astype({"event_no": str}) for table in tables)
+    refused(tmp_path, write_sqlite(tmp_path / "text.db", pulses, truth), "event_no holds text; .*CAST")
+
+
+def test_bad_events_are_left_out(tables, tmp_path):
+    "One pulse without charge, one event without direction; late events are counted from their first pulse."
+    pulses, truth = tables
+    late = np.where(pulses.event_no == 5, 2.0 ** 30, 0)
+    pulses = pulses.assign(dom_time=pulses.dom_time + late, charge=pulses.charge.where(pulses.index > 0, 0))
+    truth = truth.assign(zenith=truth.zenith.where(truth.event_no != 9))
+    path = write_sqlite(tmp_path / "some.db", pulses, truth)
+    out = convert_graphnet(path, tmp_path / "out", DETECTOR, on_bad_event="skip", events_per_file=25)
+    ds = IceCubeDataset(out)
+    assert len(ds) == 58 and set(range(60)) - set(ds.event_table().event_id) == {0, 9}
+    assert ds[ds.event_table().event_id.tolist().index(5)]["pulse_features"][0, 0] == 0
+    skipped = pd.read_csv(out / "skipped.csv")
+    assert skipped.event_id.tolist() == [0, 9] and skipped.column.tolist() == ["charge", "azimuth"]
+
+
+def test_files_that_number_their_events_alike_are_kept_apart(tables, tmp_path):
+    "The second file is numbered on; where an event comes from is known."
+    pulses, truth = tables
+    for k in (0, 1): write_sqlite(tmp_path / f"part_{k}.db", pulses, truth)
+    for k in (0, 1): out = convert_graphnet(tmp_path / f"part_{k}.db", tmp_path / "out", DETECTOR)
+    ds, sources = IceCubeDataset(out), pd.read_parquet(out / "sources.parquet")
+    assert len(ds) == 120 and sources.event_id.tolist() == list(range(120))
+    assert sources.number.tolist() == 2 * list(range(60)) and sources.batch_id.tolist() == [1] * 60 + [2] * 60
+    assert ds[7]["pulse_features"].equal(ds[67]["pulse_features"])
+    assert ds[7]["target"].equal(ds[67]["target"])
+
+
+def test_upgrade_without_its_modules(graphnet_root, tmp_path):
+    "498 of 625 pulses are on strings above 86."
+    path = graphnet_root / "upgrade_genie_step4_140028_000998_first_5_frames.db"
+    with pytest.raises(DataError, match="only_known_doms"): convert_graphnet(path, tmp_path / "x")
+    with pytest.warns(UserWarning, match="498 of 625 pulses"):
+        out = convert_graphnet(path, tmp_path / "out", only_known_doms=True)
+    assert sum(int(event["n_pulses"]) for event in IceCubeDataset(out)) == 127
 
 
 def test_pulses_without_a_number_are_refused(tables, tmp_path):

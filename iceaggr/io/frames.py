@@ -49,24 +49,27 @@ def _event_name(keys, event) -> str: # "7", or "run_id 1, event_id 7"
 # %% ../../nbs/46a_frames.ipynb #b5ea5f59
 def _pulse_columns(
     pulses, # frame with sensor_id, time, charge and perhaps auxiliary
-    codes, # (P,) event of each pulse
-    keys, # (B, columns) of `_find_events`
-    n_sensors, # sensors of the geometry
-): # (P, 4) float64 time [ns], charge [p.e.], sensor_id, auxiliary
-    "The columns of a table of pulses as numbers; times too large for float32 count from the first pulse."
+): # name -> (P,) Series as given; name -> (P,) Series of numbers, NaN for what is none
+    "The columns of a table of pulses, as they are given and as numbers."
     given = {c: pulses[c] for c in ("time", "charge", "sensor_id")}
     given["auxiliary"] = pulses.get("auxiliary", pd.Series(False, index=pulses.index))
     _check_is_no_date(given["time"])
-    numbers = {c: pd.to_numeric(x, errors="coerce") for c, x in given.items()}
-    table = np.stack([x.to_numpy(np.float64, na_value=np.nan) for x in numbers.values()], 1)
+    return given, {c: pd.to_numeric(x, errors="coerce") for c, x in given.items()}
+
+# %% ../../nbs/46a_frames.ipynb #c62d2772
+def _bad_events(
+    given, # name -> (P,) Series
+    table, # (P, 4) the same as numbers
+    codes, # (P,) event of each pulse
+    n_sensors, # sensors of the geometry
+) -> dict: # number of an event -> column, what is wrong with its first pulse at fault
+    "The events that cannot be used."
+    found = {}
     for column, bad, what in _impossible(table, n_sensors):
-        if not bad.any(): continue
-        k = bad.argmax()
-        event, value = _event_name(keys, codes[k]), str(given[column].iloc[k])
-        raise ValueError(f"column {column}, event {event}: {value!r} {what}: leave this pulse out or "
-                         "repair it")
-    table[:, 0] = count_times(numbers["time"], codes)
-    return table
+        rows = np.flatnonzero(bad)
+        for event, k in zip(*np.unique(codes[rows], return_index=True), strict=True):
+            found.setdefault(int(event), (column, f"{str(given[column].iloc[rows[k]])!r} {what}"))
+    return found
 
 # %% ../../nbs/46a_frames.ipynb #28f0443d
 def _impossible(table, n_sensors): # yields column, (P,) bool, what is wrong
@@ -155,19 +158,46 @@ def events_and_keys(
     stacklevel:int, # of warnings
 ) -> tuple: # events; (B, columns) the key of each
     "Events, and what the table calls them. With a key of several columns an event's id is its row of keys."
+    table, n, keys, _ = read_frame(pulses, geometry, stacklevel + 1)
+    ids = keys["event_id"] if keys.shape[1] == 1 else keys.index
+    parts = torch.from_numpy(table.astype(np.float32)).split(n.tolist())
+    return [dict(pulse_features=x, event_id=torch.tensor(int(i)), n_pulses=torch.tensor(len(x)))
+            for i, x in zip(ids, parts, strict=True)], keys
+
+# %% ../../nbs/46a_frames.ipynb #90530b56
+def read_frame(
+    pulses:pd.DataFrame, # as in `frame_to_events`
+    geometry:Geometry|None, # the detector; None: the surveyed IceCube-86
+    stacklevel:int, # of warnings
+    skip:bool=False, # leave bad events out
+) -> tuple: # (P, 4) pulses by event and time; (B,) pulses of each event; (B, columns) keys; bad events
+    "The checked pulses of a table; ValueError names the first bad event unless bad ones are left out."
     geometry = Geometry.icecube86() if geometry is None else geometry
     pulses, names = _with_columns(pulses)
-    if not len(pulses): return [], pulses[names]
     codes, keys = _find_events(pulses, names)
-    table = _pulse_columns(pulses, codes, keys, len(geometry))
-    _warn_of_duplicates(table, codes, stacklevel + 1)
+    given, numbers = _pulse_columns(pulses)
+    table = np.stack([x.to_numpy(np.float64, na_value=np.nan) for x in numbers.values()], 1)
+    bad = _bad_events(given, table, codes, len(geometry))
+    named = [(_event_name(keys, event), *fault) for event, fault in bad.items()]
+    if bad and not skip: raise ValueError(_fault_message(*named[0]))
+    good = ~np.isin(codes, list(bad))
+    codes, kept = pd.factorize(codes[good])
+    table = table[good]
+    table[:, 0] = count_times(numbers["time"][good], codes)
     order = np.lexsort((table[:, 0], codes))
-    ends = np.cumsum(np.bincount(codes))
-    parts = np.split(table[order], ends[:-1])
-    _warn_of_units(parts, geometry.xyz, stacklevel + 1)
-    ids = keys["event_id"] if keys.shape[1] == 1 else keys.index
-    return [dict(pulse_features=torch.from_numpy(x.astype(np.float32)), event_id=torch.tensor(int(i)),
-                 n_pulses=torch.tensor(len(x))) for i, x in zip(ids, parts, strict=True)], keys
+    table, n = table[order], np.bincount(codes)
+    _warn_of_frame(table, codes[order], n, geometry.xyz, stacklevel + 1)
+    return table, n, keys.iloc[kept].reset_index(drop=True), named
+
+# %% ../../nbs/46a_frames.ipynb #ae5268e2
+def _fault_message(event, column, what):
+    return f"column {column}, event {event}: {what}: leave this pulse out or repair it"
+
+def _warn_of_frame(table, codes, n, xyz, stacklevel):
+    "Warn of what is possible, but unlikely."
+    if not len(table): return
+    _warn_of_duplicates(table, codes, stacklevel + 1)
+    _warn_of_units(np.split(table, np.cumsum(n)[:-1]), xyz, stacklevel + 1)
 
 # %% ../../nbs/46a_frames.ipynb #9b8ed51c
 def _with_columns(pulses):

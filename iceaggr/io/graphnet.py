@@ -7,8 +7,8 @@ __all__ = ['graphnet_pulses', 'convert_graphnet']
 
 # %% ../../nbs/46_graphnet.ipynb #1a681f51
 import re
-import shutil
 import sqlite3
+import warnings
 from contextlib import closing
 from pathlib import Path
 
@@ -17,24 +17,30 @@ import pandas as pd
 
 from ..common import DataError
 from ..geometry import Geometry, load_geometry, sensors_at
-from ..pulses import MAX_TIME
+from .writing import write_dataset
+from ..pulses import exact_ids
 
 # %% ../../nbs/46_graphnet.ipynb #0033781c
 def graphnet_pulses(
     table:pd.DataFrame, # event_no, dom_x, dom_y, dom_z [m], dom_time [ns], charge [p.e.] [, hlc]
-    geometry:Geometry, # the detector that recorded them
+    geometry:Geometry|None=None, # the detector that recorded them; None: IceCube-86
     name="pulses", # for messages: file or table
+    only_known_doms:bool=False, # leave out pulses of modules that the geometry has not, and count them
 ) -> pd.DataFrame: # event_id, sensor_id, time [ns], charge [p.e.], auxiliary, by event and time
     "Pulses in the columns of the Kaggle data. Without `hlc` no pulse counts as auxiliary."
-    _check_pulse_columns(table, name)
+    geometry = Geometry.icecube86() if geometry is None else geometry
+    _check_names(table, ("event_no", *_POSITION, "dom_time", "charge"), name)
+    if only_known_doms: table = _known_doms(table, geometry, name)
+    try: event = exact_ids(table.event_no, "event_no")
+    except ValueError as e: raise DataError(f"{name}: {e}") from None
     try: sensor = sensors_at(table[list(_POSITION)].to_numpy(), geometry)
-    except ValueError as e: raise DataError(f"{name}: columns {', '.join(_POSITION)}: {e}") from None
+    except ValueError as e: raise DataError(_position_fault(name, e, table)) from None
     pulses = pd.DataFrame({
-        "event_id": table.event_no.to_numpy(np.int64),
+        "event_id": event,
         "sensor_id": sensor.astype(np.int16),
-        "time": np.rint(table.dom_time.to_numpy(np.float64)).astype(np.int64),
+        "time": np.rint(table.dom_time.to_numpy(np.float64)),
         "charge": table.charge.to_numpy(np.float64),
-        "auxiliary": table.hlc.to_numpy() != 1 if "hlc" in table else False,
+        "auxiliary": _auxiliary(table, name),
     })
     return pulses.sort_values(["event_id", "time"], kind="stable", ignore_index=True)
 
@@ -42,22 +48,29 @@ def graphnet_pulses(
 _POSITION = ("dom_x", "dom_y", "dom_z")
 
 # %% ../../nbs/46_graphnet.ipynb #99c80af3
-def _check_pulse_columns(table, name):
-    "DataError for a column that is missing, or for the first pulse that cannot be used."
-    _check_names(table, ("event_no", *_POSITION, "dom_time", "charge"), name)
-    without = int(table.event_no.isna().sum())
-    if without:
-        raise DataError(f"{name}: column event_no: {without:,} pulses without an event; leave them out")
-    charge, time = table.charge.to_numpy(), np.rint(table.dom_time.to_numpy(np.float64))
-    bad = ~((charge > 0) & (charge < np.inf))
-    if bad.any():
-        raise DataError(f"{name}: column charge, event {table.event_no[bad].iloc[0]}: {int(bad.sum()):,} "
-                        "pulses without a charge above 0; leave them out")
-    bad = ~((time >= 0) & (time <= MAX_TIME))
-    if bad.any():
-        raise DataError(f"{name}: column dom_time, event {table.event_no[bad].iloc[0]}: "
-                        f"{table.dom_time[bad].iloc[0]} is not a time from 0 to {MAX_TIME:,} ns; "
-                        "count the times of this event from its first pulse")
+def _auxiliary(table, name) -> np.ndarray: # (P,) bool
+    "True without local coincidence; DataError unless `hlc` is 0 or 1."
+    if "hlc" not in table: return np.zeros(len(table), bool)
+    hlc = pd.to_numeric(table.hlc, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    bad = ~np.isin(hlc, (0, 1))
+    if not bad.any(): return hlc == 0
+    k = bad.argmax()
+    raise DataError(f"{name}: column hlc, event {table.event_no.iloc[k]}: {table.hlc.iloc[k]} is neither 0 "
+                    "nor 1; if the flag is unknown, drop the column: then all pulses count as local coincidences")
+
+# %% ../../nbs/46_graphnet.ipynb #bdf04c39
+def _known_doms(table, geometry, name):
+    "The pulses within a metre of a sensor of the detector."
+    known = sensors_at(table[list(_POSITION)].to_numpy(), geometry, strict=False) >= 0
+    if not known.all():
+        warnings.warn(f"{name}: {int((~known).sum()):,} of {len(known):,} pulses are of modules that the "
+                      "detector has not; they were left out", stacklevel=4)
+    return table[known]
+
+def _position_fault(name, error, table): # message
+    other = "string" in table and (pd.to_numeric(table.string, errors="coerce") > 86).any()
+    hint = "; leave out strings above 86 with only_known_doms (--only-known-doms)" if other else ""
+    return f"{name}: columns {', '.join(_POSITION)}: {error}{hint}"
 
 # %% ../../nbs/46_graphnet.ipynb #d9acbfe5
 def _check_names(table, columns, name):
@@ -75,6 +88,9 @@ def graphnet_pieces(
 ): # yields pulses, truth (or None), with GraphNeT's columns
     "Tables of whole events, piece by piece."
     path = Path(path)
+    if events < 1: raise DataError(f"events_per_file must be at least 1; got {events}")
+    if not isinstance(pulsemap, str):
+        raise DataError(f"pulsemap is the name of one table, not {pulsemap!r}: convert one at a time")
     if path.is_dir(): yield from _parquet_pieces(path, pulsemap, truth_table)
     elif path.is_file(): yield from _sqlite_pieces(path, pulsemap, truth_table, events)
     else:
@@ -87,11 +103,12 @@ def _sqlite_pieces(path, pulsemap, truth_table, events):
     names = [pulsemap, *([truth_table] if truth_table else [])]
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
         _check_tables(db, names, path)
-        ids = _event_numbers(db, names, path)
+        ids, used = _event_numbers(db, names, path), _pulse_columns(db, pulsemap)
         for k in range(0, len(ids), events):
             span = ids[k], ids[min(k + events, len(ids)) - 1]
-            tables = [pd.read_sql(f'SELECT * FROM "{name}" WHERE event_no BETWEEN ? AND ?', db, params=span)
-                      for name in names]
+            condition = "event_no BETWEEN ? AND ?"
+            tables = [pd.read_sql(f'SELECT {columns} FROM "{name}" WHERE {condition}', db, params=span)
+                      for name, columns in zip(names, (used, "*"), strict=False)]
             yield tables[0], (tables[1] if truth_table else None)
 
 # %% ../../nbs/46_graphnet.ipynb #3eea07bd
@@ -105,6 +122,13 @@ def _check_tables(db, names, path):
             raise DataError(f"{path}: no table {name}; it has {', '.join(tables)}; name it with pulsemap= or "
                             "truth_table=")
 
+# %% ../../nbs/46_graphnet.ipynb #5998bae9
+def _pulse_columns(db, pulsemap) -> str: # for SELECT
+    "The columns of a table of pulses that are used: GraphNeT's tables have some twenty."
+    used = ("event_no", *_POSITION, "dom_time", "charge", "hlc", "string")
+    present = [row[1] for row in db.execute(f'PRAGMA table_info("{pulsemap}")')]
+    return ", ".join(name for name in used if name in present) or "*"
+
 # %% ../../nbs/46_graphnet.ipynb #c161ed04
 def _event_numbers(db, names, path) -> list: # of int, ascending
     "The events of all tables."
@@ -113,6 +137,9 @@ def _event_numbers(db, names, path) -> list: # of int, ascending
     if ids and ids[0] is None:
         raise DataError(f"{path}: column event_no of {' or '.join(names)}: some rows have none; "
                         "leave them out")
+    if any(isinstance(i, str) for i in ids):
+        raise DataError(f"{path}: column event_no holds text; make whole numbers of it: "
+                        f'UPDATE "{names[0]}" SET event_no = CAST(event_no AS INTEGER)')
     return ids
 
 # %% ../../nbs/46_graphnet.ipynb #c861163a
@@ -153,73 +180,41 @@ def _numbered_files(path, name) -> dict: # number -> path; a single file needs n
 def _not_numbered(folder, *files) -> str: # a message
     return (f"{folder}: {' and '.join(file.name for file in files)} don't end in numbers of their own; "
             f"name the files {folder.name}_0.parquet, {folder.name}_1.parquet, ..., "
-            "those of the same events alike")
+            "those of the same events alike (GraphNeT's ParquetWriter.merge_files does so)")
 
 # %% ../../nbs/46_graphnet.ipynb #680c4c43
 def convert_graphnet(
     path, # a .db of SQLite, or the folder of the merged Parquet files
-    out, # folder to write
-    geometry=None, # Geometry, or what `load_geometry` takes
+    out, # folder to write; a data set of the same detector grows
+    geometry=None, # Geometry, or what `load_geometry` takes; None: IceCube-86
     pulsemap:str="SplitInIcePulses", # table of pulses
     truth_table:str|None="truth", # None: recorded data, which become the test split
     events_per_file:int=200_000, # of a batch file (SQLite; Parquet keeps its files)
+    on_bad_event:str="error", # or "skip": leave bad events out and list them in skipped.csv
+    only_known_doms:bool=False, # leave out pulses of modules that the geometry has not
 ) -> Path: # the folder
     "GraphNeT's events as a data set in the Kaggle layout."
-    out, geometry = Path(out), geometry if isinstance(geometry, Geometry) else load_geometry(geometry)
-    if out.exists() and any(out.iterdir()): raise DataError(f"{out} is not empty: choose another folder")
-    split, unfinished = "train" if truth_table else "test", out.with_name(f".{out.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    (unfinished / split).mkdir(parents=True)
+    if not isinstance(geometry, Geometry): geometry = load_geometry(geometry)
     pieces = graphnet_pieces(path, pulsemap, truth_table, events_per_file)
-    try: _convert(unfinished, split, geometry, pieces, f"{path}, {pulsemap}", f"{path}, {truth_table}")
-    except BaseException:
-        shutil.rmtree(unfinished)
-        raise
-    if out.exists(): out.rmdir()
-    return unfinished.rename(out)
+    frames = graphnet_frames(pieces, geometry, f"{path}, {pulsemap}", only_known_doms)
+    return write_dataset(frames, out, geometry=geometry, on_bad_event=on_bad_event)
 
-# %% ../../nbs/46_graphnet.ipynb #1b27f2be
-def _convert(out, split, geometry, pieces, pulsemap, truth_table):
-    "Write a batch file for each piece that has pulses, and the tables of the whole data set."
-    metas, truths, without_pulses = [], [], 0
+# %% ../../nbs/46_graphnet.ipynb #b0953c95
+def graphnet_frames(
+    pieces, # of `graphnet_pieces`
+    geometry:Geometry,
+    name:str, # file and pulse map
+    only_known_doms:bool=False, # leave out pulses of other modules
+): # yields (name, pulses, truth) as `write_dataset` takes them
+    "GraphNeT's tables with our names of the columns."
+    without = 0
     for table, truth in pieces:
-        batch, pulses = len(metas) + 1, graphnet_pulses(table, geometry, pulsemap)
-        meta = _meta_rows(pulses.event_id.to_numpy(), batch)
+        pulses = graphnet_pulses(table, geometry, name, only_known_doms)
         if truth is not None:
-            without_pulses += int((~truth.event_no.isin(meta.event_id)).sum())
-            meta, more = _with_truth(meta, truth, truth_table)
-        if not len(meta): continue
-        if truth is not None: truths.append(more)
-        pulses.set_index("event_id").to_parquet(out / split / f"batch_{batch}.parquet")
-        metas.append(meta)
-    if not metas: raise DataError(f"{pulsemap}: no pulses; choose another table")
-    if without_pulses: print(f"{without_pulses:,} events without pulses were left out")
-    geometry.to_csv(out / "sensor_geometry.csv")
-    pd.concat(metas, ignore_index=True).to_parquet(out / f"{split}_meta.parquet", index=False)
-    if truths: pd.concat(truths, ignore_index=True).to_parquet(out / "truth.parquet", index=False)
-
-# %% ../../nbs/46_graphnet.ipynb #70444a63
-def _meta_rows(event, batch) -> pd.DataFrame: # event: (P,) event of each pulse, sorted
-    "First and last row of each event."
-    ids, first = np.unique(event, return_index=True)
-    last = np.append(first[1:], len(event))[:len(ids)] - 1
-    columns = {"batch_id": batch, "event_id": ids, "first_pulse_index": first, "last_pulse_index": last}
-    return pd.DataFrame(columns)
-
-# %% ../../nbs/46_graphnet.ipynb #c0035280
-def _with_truth(meta, truth, name) -> tuple: # rows of the meta table; what else is known of the events
-    "Add the directions of the truth."
-    _check_names(truth, ("event_no", "azimuth", "zenith"), name)
-    repeated = truth.event_no[truth.event_no.duplicated()]
-    if len(repeated):
-        raise DataError(f"{name}: column event_no: {repeated.iloc[0]} is duplicated; leave one out")
-    truth = truth.drop(columns=[c for c in meta if c in truth])     # columns that only share a name with ours
-    truth = truth.rename(columns={"event_no": "event_id"})
-    rows = meta.merge(truth, on="event_id", how="left", validate="one_to_one")
-    without = rows[["azimuth", "zenith"]].isna().any(axis=1)
-    if without.any():
-        raise DataError(f"{name}: no direction of event {rows.event_id[without].iloc[0]}, which has pulses; "
-                        "add it to the truth")
-    used = ["first_pulse_index", "last_pulse_index", "azimuth", "zenith", "index"]
-    target = rows[[*meta.columns, "azimuth", "zenith"]].assign(azimuth=rows.azimuth % (2 * np.pi))
-    return target, rows.drop(columns=used, errors="ignore")
+            _check_names(truth, ("event_no", "azimuth", "zenith"), f"{name}, truth")
+            truth = truth.drop(columns=["event_id", "batch_id", "index"], errors="ignore")
+            truth = truth.rename(columns={"event_no": "event_id"})
+            truth["event_id"] = exact_ids(truth.event_id, "event_no")
+            without += int((~truth.event_id.isin(pulses.event_id)).sum())
+        yield name, pulses, truth
+    if without: print(f"{name}: {without:,} events without pulses were left out")
