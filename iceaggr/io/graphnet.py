@@ -56,7 +56,8 @@ def _auxiliary(table, name) -> np.ndarray: # (P,) bool
     if not bad.any(): return hlc == 0
     k = bad.argmax()
     raise DataError(f"{name}: column hlc, event {table.event_no.iloc[k]}: {table.hlc.iloc[k]} is neither 0 "
-                    "nor 1; if the flag is unknown, drop the column: then all pulses count as local coincidences")
+                    "nor 1; if the flag is unknown, drop the column: then all pulses count as local "
+                    "coincidences")
 
 # %% ../../nbs/46_graphnet.ipynb #bdf04c39
 def _known_doms(table, geometry, name):
