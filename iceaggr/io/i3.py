@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['USUAL_PULSES', 'I3Frame', 'i3_frames', 'I3Tree', 'i3_geometry', 'I3Pulses', 'I3Mask', 'i3_events', 'read_i3']
 
-# %% ../../nbs/47_i3.ipynb #47146f3d
+# %% ../../nbs/47_i3.ipynb #62ea8fc1
 import binascii
 import bz2
 import gzip
@@ -23,10 +23,10 @@ import pandas as pd
 from ..common import DataError, plural, shorten
 from ..geometry import DOMS_PER_STRING, N_SENSORS, N_STRINGS
 
-# %% ../../nbs/47_i3.ipynb #52603f72
+# %% ../../nbs/47_i3.ipynb #bf31917e
 class _Unreadable(ValueError): "What is wrong with some bytes; who catches it adds where."
 
-# %% ../../nbs/47_i3.ipynb #bea2697c
+# %% ../../nbs/47_i3.ipynb #c8bcecb1
 def _open(path): # a binary file that reads uncompressed bytes
     "Open a file by its first bytes: gzip, bzip2, Zstandard or plain."
     path = Path(path)
@@ -38,7 +38,7 @@ def _open(path): # a binary file that reads uncompressed bytes
     if start == b"[i3]": return path.open("rb")
     raise DataError(f"{path}: not an i3 file; it begins with {start!r} in place of [i3]")
 
-# %% ../../nbs/47_i3.ipynb #cfe5d2b5
+# %% ../../nbs/47_i3.ipynb #d472752d
 def _open_zstd(path):
     try: import zstandard
     except ImportError:
@@ -46,7 +46,7 @@ def _open_zstd(path):
                         f"`pip install zstandard`, or unpack the file with `zstd -d`") from None
     return zstandard.open(path)
 
-# %% ../../nbs/47_i3.ipynb #eb8b662f
+# %% ../../nbs/47_i3.ipynb #d43ffcf4
 _LARGEST = 2**30        # bytes of an object; IceTray's own limit is 4 times higher
 _SHORT, _LONG = struct.Struct("<I"), struct.Struct("<Q")
 
@@ -80,7 +80,7 @@ class _Input:
         if not self.data: self.data += self.file.read(1 << 20)
         return bool(self.data)
 
-# %% ../../nbs/47_i3.ipynb #7a4e3fcc
+# %% ../../nbs/47_i3.ipynb #d3747901
 @cache
 def _crc_table(level:int) -> np.ndarray: # (4, 256) uint32
     "Where each value of each byte of a word goes when the CRC moves on by 2^level words."
@@ -89,13 +89,13 @@ def _crc_table(level:int) -> np.ndarray: # (4, 256) uint32
     for _ in range(32): word = word >> 1 ^ (word & 1) * np.uint32(0x82F63B78)     # Castagnoli's polynomial
     return word
 
-# %% ../../nbs/47_i3.ipynb #adf69aae
+# %% ../../nbs/47_i3.ipynb #763439ff
 def _move_on(word, level): # any shape, uint32
     "CRCs after 2^level words of zeros."
     table, part = _crc_table(level), np.ascontiguousarray(word).view(np.uint8).reshape(*word.shape, 4)
     return table[0][part[..., 0]] ^ table[1][part[..., 1]] ^ table[2][part[..., 2]] ^ table[3][part[..., 3]]
 
-# %% ../../nbs/47_i3.ipynb #36009a62
+# %% ../../nbs/47_i3.ipynb #e9ff31b9
 def _crc32c(data:bytes) -> int: # starts at 0, without the usual inversions
     "CRC-32C as IceTray computes it."
     word, level = np.frombuffer(bytes(-len(data) % 4) + data, "<u4"), 0     # zeros in front change nothing
@@ -105,7 +105,7 @@ def _crc32c(data:bytes) -> int: # starts at 0, without the usual inversions
         level += 1
     return int(_move_on(word, 0)[0])
 
-# %% ../../nbs/47_i3.ipynb #90adf322
+# %% ../../nbs/47_i3.ipynb #4420e4f9
 _HEAD = struct.Struct("<4sIBB")     # tag, version, and the preamble of the class of the letter
 _STOP = struct.Struct("<cI")        # letter, number of objects
 
@@ -128,7 +128,7 @@ def _next_frame(source, where): # an _Input; file and frame, for messages. Retur
     return stop, {key: _Object(memoryview(body)[a - start:b - start], f"{where}, key {key}")
                   for key, (_, _, (a, b)) in zip(texts, places, strict=True)}
 
-# %% ../../nbs/47_i3.ipynb #82b92a90
+# %% ../../nbs/47_i3.ipynb #11677c71
 class _Object:
     "The bytes of an object, and its value once it is decoded."
     def __init__(self, data, where): self.data, self.where, self.known = data, where, None
@@ -148,7 +148,7 @@ class _Object:
             if isinstance(e, struct.error): e = "its bytes end too early: the file is damaged"
             raise DataError(f"{self.where}: {e}") from None
 
-# %% ../../nbs/47_i3.ipynb #6adaa363
+# %% ../../nbs/47_i3.ipynb #4ebb397b
 class I3Frame(Mapping):
     "The objects of a frame by key. An object is decoded when it is first asked for."
     def __init__(self,
@@ -176,7 +176,7 @@ class I3Frame(Mapping):
         "A pulse map, its masks and unions applied."
         return _resolve(self, key)
 
-# %% ../../nbs/47_i3.ipynb #3123ddbc
+# %% ../../nbs/47_i3.ipynb #b6660067
 def i3_frames(
     path, # of an i3 file, perhaps compressed (gz, bz2, zst)
     stops:str="P", # letters of the frames to give
@@ -196,7 +196,7 @@ def i3_frames(
             if stop in stops: yield I3Frame(f"{path}: frame {number}", stop, _merge(stop, objects, parents))
             number += 1
 
-# %% ../../nbs/47_i3.ipynb #6c6a1520
+# %% ../../nbs/47_i3.ipynb #d73a6d69
 def _merge(stop, objects, parents): # key -> _Object; letter -> the same
     "The objects that a frame shows."
     merged = dict(objects)
@@ -205,7 +205,7 @@ def _merge(stop, objects, parents): # key -> _Object; letter -> the same
         for key, value in lent.items(): merged.setdefault(key, value)
     return merged
 
-# %% ../../nbs/47_i3.ipynb #f8afe126
+# %% ../../nbs/47_i3.ipynb #c1485dd1
 class _Archive:
     "The bytes of an object, read from front to back."
     def __init__(self, data): self.data, self.at, self.classes, self.numbered = data, 0, {}, 0
@@ -263,7 +263,7 @@ class _Archive:
         self.number("h")     # class number, which has no use here
         return self.text()
 
-# %% ../../nbs/47_i3.ipynb #d4c06b6a
+# %% ../../nbs/47_i3.ipynb #423c0f90
 _PREAMBLE, _struct = struct.Struct("<BB"), cache(lambda code: struct.Struct("<" + code))
 _BASE = "I3FrameObject"     # the base class of most
 _VERSIONS = {     # of each class, as far as they are known; all others: 0
@@ -288,7 +288,7 @@ def _decode(archive, name):
     if left and name != "I3Geometry": raise _Unreadable(f"{left:,} bytes are left over of class {name}")
     return value
 
-# %% ../../nbs/47_i3.ipynb #d1016b08
+# %% ../../nbs/47_i3.ipynb #99d189d0
 def _plain(name, value): # class; function of an _Archive
     "Decode a class that holds one value."
     def read(archive):
@@ -314,7 +314,7 @@ for _name, _value in dict(Double=_read_double, Int=_read_int, Bool=_read_flag).i
     _plain(f"I3MapString{_name}", lambda archive, value=_value: _read_map(archive, value))
 _plain("I3String", _Archive.text)
 
-# %% ../../nbs/47_i3.ipynb #61c40a29
+# %% ../../nbs/47_i3.ipynb #506068b0
 _MIDYEAR_LEAPS = {2012: 182, 2015: 181}     # year: days to July, which began after a leap second
 
 def _utc(year, tenths) -> np.datetime64: # [ns]
@@ -330,7 +330,7 @@ def _time(archive):
     archive.begin("I3Time")
     return _utc(*archive.read(_struct("iq")))
 
-# %% ../../nbs/47_i3.ipynb #322094a1
+# %% ../../nbs/47_i3.ipynb #8acf60a5
 @_decodes("I3EventHeader")
 def _event_header(archive) -> dict:
     "Who and when an event is."
@@ -343,7 +343,7 @@ def _event_header(archive) -> dict:
     header["stream"] = archive.text() if version > 2 else ""
     return header | dict(start_time=_time(archive), end_time=_time(archive))
 
-# %% ../../nbs/47_i3.ipynb #c6b5aba4
+# %% ../../nbs/47_i3.ipynb #e6630940
 _PARTICLE = [     # inside the first particle, each of `object` and `base` comes after a preamble
     ("object", "<u4"), ("base", "<u4"), ("minor", "<i4"), ("major", "<u8"), ("pid", "<i4"), ("shape", "<i4"),
     ("status", "<i4"), ("pos_object", "<u4"), ("pos_base", "<u4"), ("position", "<f8", 3),
@@ -361,7 +361,7 @@ def _first_particle(archive) -> np.ndarray: # (1,) of _PARTICLE
         else: particle[name] = archive.array((code, particle[name].shape[1:]), 1)
     return particle
 
-# %% ../../nbs/47_i3.ipynb #20ab3855
+# %% ../../nbs/47_i3.ipynb #ed23087d
 def _particles(archive, n, extra=()): # extra: fields after each particle. Returns (n,) array
     "Particles in a row."
     if not n: return np.zeros(0, [*_PARTICLE, *extra])
@@ -378,7 +378,7 @@ def _particles(archive, n, extra=()): # extra: fields after each particle. Retur
     particles["pid"] = _pdg_codes(particles["pid"], archive.preamble("I3Particle")[1])
     return particles
 
-# %% ../../nbs/47_i3.ipynb #781eab89
+# %% ../../nbs/47_i3.ipynb #53314d05
 def _check_numbers(archive, items, columns):
     "Numbered objects in a row have numbers in a row."
     numbers = np.stack([items[c].astype(np.int64) for c in columns], 1).ravel()
@@ -387,7 +387,7 @@ def _check_numbers(archive, items, columns):
                                      "references to other objects are not known here")
     archive.numbered += len(numbers)
 
-# %% ../../nbs/47_i3.ipynb #fd72c385
+# %% ../../nbs/47_i3.ipynb #d661d8a7
 _OLD_CODES = {     # version 3
     1: 22, 2: -11, 3: 11, 5: -13, 6: 13, 7: 111, 8: 211, 9: -211, 10: 130, 11: 321, 12: -321, 13: 2112,
     14: 2212, 15: -2212, 16: 310, 66: 12, 67: -12, 68: 14, 69: -14, 131: -15, 132: 15, 133: 16, 134: -16,
@@ -406,13 +406,13 @@ def _pdg_codes(code, version): # (n,)
     nucleus = lambda c: 1_000_000_000 + c % 100 * 10_000 + c // 100 * 10 if version == 3 and c >= 302 else 0
     return np.array([known.get(c) or nucleus(c) for c in code.tolist()], np.int32)
 
-# %% ../../nbs/47_i3.ipynb #8162d2f9
+# %% ../../nbs/47_i3.ipynb #7f3b71ff
 class I3Tree(NamedTuple):
     "The particles of a simulated event, depth first."
     particles: np.ndarray   # (n,) structured: pid (PDG), position [m], zenith, azimuth [rad], energy [GeV], ...
     parent: np.ndarray      # (n,) number of the parent, -1: a primary
 
-# %% ../../nbs/47_i3.ipynb #e7ba8130
+# %% ../../nbs/47_i3.ipynb #6e3910f5
 def _tree_by_counts(archive) -> I3Tree: # version 0
     roots, size = archive.number("I"), np.dtype(_PARTICLE).itemsize + 4
     n = (len(archive.data) - archive.at) // size if roots else 0     # the tree is all that follows
@@ -427,14 +427,14 @@ def _tree_by_counts(archive) -> I3Tree: # version 0
     if waiting and roots or len(parent) != n: raise _Unreadable("the tree of particles does not close")
     return I3Tree(particles, np.array(parent, np.int64))
 
-# %% ../../nbs/47_i3.ipynb #376947df
+# %% ../../nbs/47_i3.ipynb #c03fcace
 _BITS = 65_535     # of a part of a tree, at most
 
 def _tree_by_bits(archive) -> I3Tree: # version 1
     parts, bits, n = [], [], _BITS
     while n == _BITS:
         n = archive.number("I")
-        if not n: break
+        if not (n or parts): break     # a tree without particles ends here, without words
         words = archive.array("<u8", archive.count())
         if 64 * len(words) < n: raise _Unreadable(f"{n:,} bits are announced in {len(words)} words")
         bits.append(np.unpackbits(words.view(np.uint8), bitorder="little")[:n])
@@ -442,7 +442,7 @@ def _tree_by_bits(archive) -> I3Tree: # version 1
     if not parts: return I3Tree(_particles(archive, 0), np.zeros(0, np.int64))
     return I3Tree(np.concatenate(parts), _parents(np.concatenate(bits).tolist()))
 
-# %% ../../nbs/47_i3.ipynb #8f4c2c6f
+# %% ../../nbs/47_i3.ipynb #dd54f1e2
 def _parents(bits:list) -> np.ndarray: # (n,) int64
     "Parents from the links to first child and next sibling."
     parent, now, child = [], -1, True     # child: the bit tells of the first child of `now`, else of its sibling
@@ -454,7 +454,7 @@ def _parents(bits:list) -> np.ndarray: # (n,) int64
         elif now >= 0: now = parent[now]
     return np.array(parent, np.int64)
 
-# %% ../../nbs/47_i3.ipynb #b879ae8b
+# %% ../../nbs/47_i3.ipynb #82701088
 @_decodes("I3MCTree")
 def _tree(archive) -> I3Tree:
     version = archive.begin("I3MCTree")
@@ -469,7 +469,7 @@ def _particle_vector(archive): # (n,) of _PARTICLE
     archive.enter("vector")
     return _particles(archive, archive.count())
 
-# %% ../../nbs/47_i3.ipynb #60d1c15f
+# %% ../../nbs/47_i3.ipynb #2bb6726e
 def _om_key(archive) -> tuple: # string, module, PMT
     version = archive.enter("OMKey")
     if version < 2: archive.enter(_BASE)
@@ -497,7 +497,7 @@ def _om_position(archive) -> tuple: # x, y, z [m]
     else: archive.read(_struct("iidd"))     # orientation, type, area, angle
     return position
 
-# %% ../../nbs/47_i3.ipynb #dd904ef9
+# %% ../../nbs/47_i3.ipynb #f5ece0ca
 def i3_geometry(
     path, # of an i3 file with a G frame, such as a GCD file
 ) -> np.ndarray: # (5160, 3) x, y, z [m], in order of `sensor_id`
@@ -516,21 +516,21 @@ def i3_geometry(
                         "season with 86 strings")
     return xyz
 
-# %% ../../nbs/47_i3.ipynb #c469cc12
+# %% ../../nbs/47_i3.ipynb #defee6b6
 def _sensor_ids(key) -> np.ndarray: # key: (D, 3) string, module, PMT. Returns (D,), -1: none of IceCube-86
     "Numbers of the sensors."
     string, module, pmt = np.asarray(key, np.int64).reshape(-1, 3).T
     known = (string >= 1) & (string <= N_STRINGS) & (module >= 1) & (module <= DOMS_PER_STRING) & (pmt == 0)
     return np.where(known, (string - 1) * DOMS_PER_STRING + module - 1, -1)
 
-# %% ../../nbs/47_i3.ipynb #e3fe14ce
+# %% ../../nbs/47_i3.ipynb #22a6f8a1
 class I3Pulses(NamedTuple):
     "A pulse map, flat."
     key: np.ndarray      # (D, 3) string, module, PMT, ascending
     count: np.ndarray    # (D,) pulses of each
     pulse: np.ndarray    # (P,) structured: time [ns], charge [p.e.], width [ns], flags (1: local coincidence)
 
-# %% ../../nbs/47_i3.ipynb #ccfe789b
+# %% ../../nbs/47_i3.ipynb #a1c382ae
 _PULSE = [("time", "<f8"), ("charge", "<f4"), ("width", "<f4"), ("flags", "u1")]
 
 @_decodes("I3RecoPulseSeriesMap")
@@ -555,7 +555,7 @@ def _pulse_series(archive, n) -> np.ndarray: # (n,) of _PULSE
     if tracked: _check_numbers(archive, stored, ["number"])
     return stored[[name for name, _ in _PULSE]].astype(_PULSE)
 
-# %% ../../nbs/47_i3.ipynb #7869f567
+# %% ../../nbs/47_i3.ipynb #25932e97
 def _long_stamps(word, header, is_top): # (N,), (R,) uint16; (R,) bool: IceTop
     "Which words are stamps, and what the others add to time and charge of the stamp before them."
     full_time, full_charge = (word & 255) == 255, (word >> 8 & 63) == 63
@@ -574,7 +574,7 @@ def _long_stamps(word, header, is_top): # (N,), (R,) uint16; (R,) bool: IceTop
         hidden += int((word[last + 1:after] >> 15).sum())
     return is_stamp, more
 
-# %% ../../nbs/47_i3.ipynb #50bfd273
+# %% ../../nbs/47_i3.ipynb #9ec0fdb6
 def _rest(word, i): # the rest that starts at word i; the word behind it
     "Words are added up to the first that is not full."
     total = 0
@@ -583,7 +583,7 @@ def _rest(word, i): # the rest that starts at word i; the word behind it
         if word[i - 1] != 0xFFFF: return total, i
     raise _Unreadable("the stamps end too early: the file is damaged")
 
-# %% ../../nbs/47_i3.ipynb #cd81c3c3
+# %% ../../nbs/47_i3.ipynb #75956d28
 def _compact(archive, item, dtype) -> np.ndarray: # item: a C++ type. Returns (n,)
     "A list whose length is a single byte where it is short."
     archive.enter(f"CompactVector<{item}>")
@@ -601,7 +601,7 @@ def _runs(code, n) -> np.ndarray: # n: how many values it must give. Returns (n,
     if length.sum() != n: raise _Unreadable(f"{length.sum():,} widths for {n:,} pulses: the file is damaged")
     return np.repeat(value[first], length)
 
-# %% ../../nbs/47_i3.ipynb #5a5aad33
+# %% ../../nbs/47_i3.ipynb #67b16004
 def _charges(code, is_top, extra) -> np.ndarray: # (P,) code, bool; (IceTop's,) 8 more bits. Returns (P,) [p.e.]
     "Charges: linear, but logarithmic for IceTop."
     if len(extra) != is_top.sum(): raise _Unreadable(f"{len(extra):,} charges for {is_top.sum():,} of IceTop")
@@ -616,7 +616,7 @@ def _widths(archive, kind) -> np.ndarray: # (P,) 0 to 3: SLC, HLC, and the same 
         width[kind == k] = np.exp2(_runs(_compact(archive, "uint8", np.uint8), (kind == k).sum()))
     return width
 
-# %% ../../nbs/47_i3.ipynb #81c122ae
+# %% ../../nbs/47_i3.ipynb #f9437e2f
 @_decodes("I3SuperDST")
 def _super_dst(archive) -> I3Pulses:
     "The pulses of a read-out."
@@ -637,7 +637,7 @@ def _super_dst(archive) -> I3Pulses:
     pulse["flags"] = np.where(hlc, 7, 4)     # local coincidence, ATWD, FADC; FADC
     return _by_dom((header & 0x1FFF)[readout], pulse)
 
-# %% ../../nbs/47_i3.ipynb #da636301
+# %% ../../nbs/47_i3.ipynb #0a168fe7
 def _absolute_times(step, header, first, readout) -> np.ndarray: # (P,) [ns]
     "Times from the start of the read-out, which is 512 ns before 0."
     step[first] += (header >> 13).astype(np.int64) << 8
@@ -651,7 +651,7 @@ def _by_dom(code, pulse) -> I3Pulses: # code: (P,) string << 6 | module - 1
     key = np.stack([dom >> 6, (dom & 63) + 1, np.zeros_like(dom)], 1).astype(np.int64)
     return I3Pulses(key, count, _separate(pulse[order], count))
 
-# %% ../../nbs/47_i3.ipynb #e5a7c267
+# %% ../../nbs/47_i3.ipynb #42d2e0dd
 def _separate(pulse, count) -> np.ndarray: # (P,) by DOM and time; (D,) pulses of each DOM
     "Pulses of a DOM that do not overlap."
     time, width = pulse["time"], pulse["width"]
@@ -678,7 +678,7 @@ def _separate_dom(time, width): # lists of one DOM
         waits = not k
     return time, width
 
-# %% ../../nbs/47_i3.ipynb #0996bcd6
+# %% ../../nbs/47_i3.ipynb #3277bfe0
 class I3Mask(NamedTuple):
     "A choice among the pulses of another map."
     source: str             # key of that map
@@ -686,7 +686,7 @@ class I3Mask(NamedTuple):
     count: np.ndarray       # (chosen,) pulses of each chosen DOM
     pulse: np.ndarray       # bool, of all pulses of the chosen DOMs
 
-# %% ../../nbs/47_i3.ipynb #09106e00
+# %% ../../nbs/47_i3.ipynb #5ebfb702
 @_decodes("I3RecoPulseSeriesMapMask")
 def _mask(archive) -> I3Mask:
     "Bits in bytes, the lowest first."
@@ -713,14 +713,14 @@ def _read_bits(archive, n) -> tuple: # (n,) bits of each series; all bits
     count = np.maximum(size - unused, 0)
     return count, bits[place < np.repeat(count, size)]
 
-# %% ../../nbs/47_i3.ipynb #ffc84581
+# %% ../../nbs/47_i3.ipynb #276b8247
 @_decodes("I3RecoPulseSeriesMapUnion")
 def _union(archive) -> tuple: # of keys
     archive.begin("I3RecoPulseSeriesMapUnion")
     archive.enter("vector")
     return tuple(archive.text() for _ in range(archive.count()))
 
-# %% ../../nbs/47_i3.ipynb #8afb6848
+# %% ../../nbs/47_i3.ipynb #c30bfcca
 _MAPS = ("I3SuperDST", "I3RecoPulseSeriesMap", "I3RecoPulseSeriesMapMask", "I3RecoPulseSeriesMapUnion")
 
 def _resolve(frame, key, within=()) -> I3Pulses: # within: maps that lead to this one
@@ -738,7 +738,7 @@ def _resolve(frame, key, within=()) -> I3Pulses: # within: maps that lead to thi
         return _join([_resolve(frame, k, within) for k in value])
     raise DataError(f"{frame.where}, key {key}: class {frame.kind(key)} is no pulse map")
 
-# %% ../../nbs/47_i3.ipynb #8b001ba5
+# %% ../../nbs/47_i3.ipynb #7f2a294f
 def _apply(mask, pulses, where) -> I3Pulses:
     "The pulses that a mask chooses. A DOM without any is left out, which masks of the result rely on."
     if len(mask.dom) != len(pulses.key) or not np.array_equal(pulses.count[mask.dom], mask.count):
@@ -758,7 +758,7 @@ def _join(maps) -> I3Pulses:
     order = np.lexsort((pulse["time"], dom))
     return I3Pulses(key, np.bincount(dom, minlength=len(key)), pulse[order])
 
-# %% ../../nbs/47_i3.ipynb #a60c2fbe
+# %% ../../nbs/47_i3.ipynb #9cc368dc
 def _primary(frame, mctree): # a record of _PARTICLE, or None
     "The particle whose direction is wanted."
     if "MCInIcePrimary" in frame:
@@ -779,7 +779,7 @@ def _truth(frame, mctree) -> dict: # column -> value, NaN or None where unknown
     return dict(zip(columns, map(float, values), strict=True)) | dict(
         pid=int(particle["pid"]), interaction_type=None if kind is None else int(kind))
 
-# %% ../../nbs/47_i3.ipynb #efac554b
+# %% ../../nbs/47_i3.ipynb #8036738a
 def i3_events(
     path, # of an i3 file, perhaps compressed (gz, bz2, zst)
     pulses:str|None=None, # key of the pulse map; None: the first of USUAL_PULSES that the file has
@@ -800,10 +800,10 @@ def i3_events(
         raise DataError(f"{path}: no physics frame has the pulse map {pulses or shorten(USUAL_PULSES)}; "
                         f"name one with pulses=; there are {shorten(sorted(maps), 12) or 'none'}")
 
-# %% ../../nbs/47_i3.ipynb #7f0c87fd
+# %% ../../nbs/47_i3.ipynb #54dd8c07
 USUAL_PULSES = ("SplitInIcePulses", "InIcePulses", "SplitInIceDSTPulses", "SRTInIcePulses")     # uncleaned first
 
-# %% ../../nbs/47_i3.ipynb #ed80fe38
+# %% ../../nbs/47_i3.ipynb #d59d9a60
 def _event(frame, number, key, only_known_doms, mctree) -> tuple:
     "Header, pulses and truth of a frame."
     if "I3EventHeader" not in frame: raise DataError(f"{frame.where}: no I3EventHeader")
@@ -828,7 +828,7 @@ def _known_sensors(frame, key, found, only_known_doms) -> tuple: # (P,) sensor_i
                         "command --only-known-doms) leaves them out")
     return sensor, sensor >= 0
 
-# %% ../../nbs/47_i3.ipynb #22c75879
+# %% ../../nbs/47_i3.ipynb #6b5f50d1
 def read_i3(
     path, # of an i3 file, perhaps compressed (gz, bz2, zst)
     pulses:str|None=None, # key of the pulse map; None: the first of USUAL_PULSES that the file has
@@ -846,7 +846,7 @@ def read_i3(
     table = pd.concat(tables, ignore_index=True) if tables else _no_pulses()
     return table, truth.astype(dict(pid="Int64", interaction_type="Int64"))
 
-# %% ../../nbs/47_i3.ipynb #dda30cd9
+# %% ../../nbs/47_i3.ipynb #496f3690
 _TRUTH_COLUMNS = ["event_id", "run_id", "sub_run", "event", "sub_event", "stream", "start_time", "end_time",
                   "azimuth", "zenith", "energy", "position_x", "position_y", "position_z", "pid",
                   "interaction_type", "left_out"]
