@@ -17,8 +17,8 @@ from ..geometry import Geometry
 from ..pulses import MAX_CHARGE, count_times, exact_ids
 
 # %% ../../nbs/46a_frames.ipynb #a03defad
-_RUNS = ("run", "runid", "runnumber", "subrun", "subrunid", "subevent", "subeventid", "subeventstream",
-         "file", "fileid", "filename")
+_RUNS = ("event", "run", "runid", "runnumber", "subrun", "subrunid", "subevent", "subeventid",
+         "subeventstream", "file", "fileid", "filename")
 
 def _is_run(name) -> bool: # of a column
     "True if a column tells apart events of the same number."

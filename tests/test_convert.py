@@ -1,0 +1,165 @@
+"""Files of all formats: told apart by content, with the same predictions, and refused where they mislead."""
+import sqlite3
+from contextlib import closing
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from iceaggr.common import DataError
+from iceaggr.data import IceCubeDataset
+from iceaggr.geometry import ORIGIN_DEPTH, Geometry
+from iceaggr.io.convert import convert, file_format, read_events
+from iceaggr.io.writing import write_dataset
+from iceaggr.model import HierarchicalTransformer, predict_dataset
+from iceaggr.simulation.dataset import simulate_events
+
+OSCNEXT = "oscNext_genie_level7_v02_first_5_frames"
+
+
+@pytest.fixture(scope="module")
+def simulated(): return simulate_events(12, seed=3)
+
+
+@pytest.fixture(scope="module")
+def expected(simulated, tmp_path_factory):
+    "The events as a data set."
+    pulses, truth = simulated
+    return IceCubeDataset(write_dataset(pulses, tmp_path_factory.mktemp("own") / "events", truth))
+
+
+def same_events(ds, expected):
+    assert len(ds) == len(expected)
+    for a, b in zip(ds, expected, strict=True):
+        assert a["pulse_features"].equal(b["pulse_features"]) and a["event_id"] == b["event_id"]
+        assert a["target"].allclose(b["target"])
+
+
+# Real files
+
+def test_three_formats_give_the_same_prediction(graphnet_root, tmp_path):
+    "The five oscNext events from i3, SQLite and Parquet, straight and as a data set, to 1e-4 degrees."
+    model = HierarchicalTransformer.from_pretrained("base")
+    found, truths = [], []
+    for k, name in enumerate((f"i3/{OSCNEXT}.i3.gz", f"{OSCNEXT}.db", "merged")):
+        path = graphnet_root / name
+        pieces = list(read_events(path, pulsemap="SRTInIcePulses"))
+        found.append(pd.concat([model.predict(pulses) for _, pulses, _ in pieces]))
+        truth = pd.concat([known for *_, known in pieces]).sort_values("event_id")
+        truths.append(truth[["azimuth", "zenith", "energy"]].to_numpy(float))
+        ds = IceCubeDataset(convert(path, tmp_path / str(k), pulsemap="SRTInIcePulses"))
+        found.append(predict_dataset(model, ds))
+    assert np.allclose(truths[0], truths[1]) and np.allclose(truths[0], truths[2])
+    first = found[0].set_index("event_id").sort_index()
+    for table in found[1:]:
+        table = table.set_index("event_id").sort_index()
+        for column in ("azimuth", "zenith"):
+            assert np.abs(np.rad2deg(table[column] - first[column])).max() < 1e-4
+    assert {"run_id", "event", "sub_event"} <= set(first)
+
+
+def test_other_detectors_of_prometheus_are_refused(graphnet_root):
+    for name in ("22980001_photons.parquet", "prometheus-events.db"):
+        with pytest.raises(DataError, match="its detector is not IceCube"):
+            list(read_events(graphnet_root / name))
+
+
+# Made files
+
+def test_tables_of_pulses(simulated, expected, tmp_path):
+    "CSV and Parquet, the truth in the same rows or in a file of its own; the name does not matter."
+    pulses, truth = simulated
+    both = pulses.merge(truth[["event_id", "azimuth", "zenith"]])
+    both.to_csv(tmp_path / "both.txt", index=False)
+    both.set_index("event_id").to_parquet(tmp_path / "both.db")
+    pulses.to_parquet(tmp_path / "pulses")
+    truth.to_csv(tmp_path / "truth", index=False)
+    for k, (name, options) in enumerate([("both.txt", {}), ("both.db", {}),
+                                         ("pulses", dict(truth=tmp_path / "truth"))]):
+        assert file_format(tmp_path / name) == "table"
+        same_events(IceCubeDataset(convert(tmp_path / name, tmp_path / f"out{k}", **options)), expected)
+    out = convert(tmp_path / "both.txt", tmp_path / "recorded", truth=False)
+    assert len(IceCubeDataset(out, split="test")) == 12
+
+
+def test_prometheus_in_the_geometry_of_icecube(simulated, expected, tmp_path):
+    "Heights from the surface, true directions of flight."
+    pulses, truth = simulated
+    place = Geometry.icecube86().xyz[pulses.sensor_id] - [0, 0, ORIGIN_DEPTH]
+    hits = pd.DataFrame(place, columns=["sensor_pos_x", "sensor_pos_y", "sensor_pos_z"])
+    hits = hits.assign(t=pulses.time.to_numpy(float), event_id=pulses.event_id)
+    photons = [{c: g[c].tolist() for c in g if c != "event_id"} for _, g in hits.groupby("event_id")]
+    known = [dict(initial_state_azimuth=a - np.pi, initial_state_zenith=np.pi - z)
+             for a, z in zip(truth.azimuth, truth.zenith, strict=True)]
+    pd.DataFrame(dict(mc_truth=known, photons=photons)).to_parquet(tmp_path / "photons.parquet")
+    ds = IceCubeDataset(convert(tmp_path / "photons.parquet", tmp_path / "out"))
+    for a, b in zip(ds, expected, strict=True):
+        times, sensors = ([np.sort(e["pulse_features"][:, c]) for e in (a, b)] for c in (0, 2))
+        assert np.array_equal(*times) and np.array_equal(*sensors)
+        assert a["target"].allclose(b["target"]) and (a["pulse_features"][:, 1] == 1).all()
+
+
+def test_several_files_and_a_folder_of_databases(simulated, tmp_path):
+    "Numbered alike, they are kept apart; additions get new batch numbers."
+    pulses, truth = simulated
+    table = pd.DataFrame(Geometry.icecube86().xyz[pulses.sensor_id], columns=["dom_x", "dom_y", "dom_z"])
+    table = table.assign(event_no=pulses.event_id, dom_time=pulses.time, charge=pulses.charge)
+    (tmp_path / "jobs").mkdir()
+    for k in range(3):
+        with closing(sqlite3.connect(tmp_path / f"jobs/part_{k}.db")) as db:
+            table.to_sql("InIcePulses", db, index=False)
+            truth.rename(columns=dict(event_id="event_no")).to_sql("truth", db, index=False)
+    out = convert(tmp_path / "jobs", tmp_path / "out")
+    convert([tmp_path / "jobs/part_0.db", tmp_path / "jobs/part_2.db"], out)
+    table = IceCubeDataset(out).event_table()
+    assert table.event_id.tolist() == list(range(60)) and table.batch_id.unique().tolist() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"a,b\n1,2\n", "it has a, b"), (b"", "no columns"), (b"\xff\xfe\x00", "no columns")])
+def test_unknown_formats_are_refused(tmp_path, content, message):
+    (tmp_path / "x.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message): convert(tmp_path / "x.csv", tmp_path / "out")
+    with pytest.raises(DataError, match="no such file"): convert(tmp_path / "y.csv", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# The folder
+
+def test_runs_of_one_table_are_kept_apart(simulated, tmp_path):
+    "The key is in sources.parquet, and the truth is matched by all of it."
+    pulses, truth = simulated
+    runs = [pd.concat([t.assign(run_id=r) for r in (5, 6)]) for t in (pulses, truth)]
+    runs[1].loc[runs[1].run_id == 6, "zenith"] = 0.5
+    ds = IceCubeDataset(write_dataset(runs[0], tmp_path / "out", runs[1]))
+    sources = pd.read_parquet(tmp_path / "out/sources.parquet")
+    assert sources.run_id.tolist() == [5] * 12 + [6] * 12 and sources.number.tolist() == 2 * list(range(12))
+    assert ds.event_table().zenith[12:].eq(np.float32(0.5)).all()
+    with pytest.raises(DataError, match="duplicated in the truth"):
+        write_dataset(pulses, tmp_path / "x", pd.concat([truth, truth]))
+
+
+def test_a_failed_addition_leaves_the_data_set(simulated, expected, tmp_path):
+    "So does a failed first call, which leaves nothing."
+    pulses, truth = simulated
+    out = write_dataset(pulses, tmp_path / "out", truth)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    pieces = [("good", pulses, truth), ("bad", pulses.assign(charge=-1.0), truth)]
+    with pytest.raises(DataError, match="bad: column charge, event 0"): write_dataset(pieces, out)
+    assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(DataError, match="bad"): write_dataset(pieces, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_other_folders_are_left_alone(simulated, tmp_path):
+    pulses, truth = simulated
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/a.txt").write_text("a")
+    with pytest.raises(DataError, match="no data set"): write_dataset(pulses, tmp_path / "notes", truth)
+    assert (tmp_path / "notes/a.txt").exists()
+    out = write_dataset(pulses, tmp_path / "out", truth)
+    with pytest.raises(DataError, match="another detector"):
+        write_dataset(pulses, out, truth, Geometry.nominal())
+    with pytest.raises(DataError, match="some files have truth"):
+        write_dataset([("a", pulses, truth), ("b", pulses, None)], tmp_path / "mixed")
+    assert len(IceCubeDataset(out)) == 12
