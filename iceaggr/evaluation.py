@@ -8,6 +8,7 @@ __all__ = ['event_truth', 'check_predictions', 'read_predictions', 'event_errors
 
 # %% ../nbs/22_evaluation.ipynb #7cffbfd1
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,14 @@ def _errors(frame, truth): # both in the same order
     }
 
 # %% ../nbs/22_evaluation.ipynb #d57bfa05
+def _warn_of_flight(error): # (n,) [degrees]
+    "Warn if the opposite directions would be right."
+    if len(error) < 10 or np.median(error) < 120: return
+    median = np.median(error)
+    warnings.warn(f"the predictions look like directions of flight (median error {median:.0f} degrees, of "
+                  f"the opposite directions {180 - median:.0f}): give the directions of origin, azimuth + pi "
+                  "and pi - zenith", stacklevel=3)
+
 def _in_order(frame, event_id, name):
     "Rows of predictions in the order of some events."
     missing = event_id[~event_id.isin(frame.event_id)]
@@ -175,6 +184,7 @@ def event_errors(
     table = truth[truth.event_id.isin(frame.event_id)].reset_index(drop=True)
     frame = _in_order(frame, table.event_id, "predictions")
     table = table.assign(**_errors(frame, table), **{c: frame[c] for c in _OPTIONAL if c in frame})
+    _warn_of_flight(table.error)
     if baseline is None: return table
     frame = _in_order(check_predictions(baseline, "baseline"), table.event_id, "baseline")
     return table.assign(**{f"{name}_baseline": x for name, x in _errors(frame, table).items()})

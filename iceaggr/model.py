@@ -25,7 +25,7 @@ from .dom_transformer import DOMTransformer, padded_t1
 from .engine.distributed import contiguous_share, gather_table, rank, same_for_all, world_size
 from .engine.loading import PackedBatches
 from .event_transformer import EventTransformer, padded_t2
-from .geometry import Geometry
+from .geometry import DOMS_PER_STRING, Geometry
 from .io.frames import events_and_keys
 from .packing import collate_dom_packing, split_batch, to_device
 from .pulses import cut_batches
@@ -196,13 +196,16 @@ def prediction_table(
 def _predict_batches(model, batches, max_sequences):
     "Predictions for packed batches, in order of first appearance."
     accumulator, order, done, found = EventAccumulator(), {}, set(), []
+    hits, is_central = [], _near_deepcore(model.t2.sensors.cpu())
     for batch in batches:
         ids = _new_events(batch, done)
         order.update(dict.fromkeys(ids))
+        hits.append(_count_coincidences(batch, is_central))
         for t2_batch in _complete_events(model, accumulator, batch, max_sequences):
             found.append(prediction_table(t2_batch["event_ids"], model.t2.vector(**t2_batch)))
             done.update(t2_batch["event_ids"].tolist())
     _warn_of_incomplete(accumulator)
+    _warn_of_small_events(hits)
     if not found: found = [prediction_table(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3))]
     order = pd.Index(list(order), dtype=np.int64, name="event_id")
     return pd.concat(found).set_index("event_id").reindex(order).reset_index()
@@ -225,7 +228,37 @@ def _warn_of_incomplete(accumulator):
     waiting = accumulator.incomplete().items()
     if not waiting: return
     named = [f"{i} ({held} of {expected} DOMs)" for i, (held, expected) in waiting]
-    warnings.warn(f"{len(waiting)} incomplete events get no prediction: {shorten(named, 100)}", stacklevel=5)
+    warnings.warn(f"{len(waiting)} incomplete events get no prediction: {shorten(named, 100)}", stacklevel=6)
+
+# %% ../nbs/17_model.ipynb #b94c912e
+_DEEPCORE_RADIUS, _DEEPCORE_TOP = 150.0, -120.0      # around string 36, below the dust [m]
+
+def _near_deepcore(sensors) -> Tensor: # (N, 7) -> (N,) bool
+    "The sensors of DeepCore and of the strings between."
+    distance = (sensors[:, :2] - sensors[35 * DOMS_PER_STRING, :2]).norm(dim=-1)
+    return (distance < _DEEPCORE_RADIUS) & (sensors[:, 2] < _DEEPCORE_TOP)
+
+def _count_coincidences(batch, is_central) -> np.ndarray: # (B, 3) event_id, HLC DOMs, those near DeepCore
+    "DOMs with a pulse in local coincidence, of each event of a batch."
+    m, n = batch["metadata"], len(batch["metadata"]["event_ids"])
+    lit = batch["dom_mask"] & (batch["packed_sequences"][..., 3] == 0)
+    hlc = torch.zeros(m["total_doms"], dtype=torch.bool)
+    hlc[m["global_dom_ids"][lit]] = True
+    event, central = m["dom_to_event_idx"][hlc], is_central[m["sensor_ids"][hlc]]
+    doms, inner = torch.bincount(event, minlength=n), torch.bincount(event[central], minlength=n)
+    return torch.stack([m["event_ids"], doms, inner], 1).numpy()
+
+# %% ../nbs/17_model.ipynb #1e166e27
+def _warn_of_small_events(hits):
+    "Warn once if most events are unlike those of the pretrained models."
+    if not hits: return
+    table = pd.DataFrame(np.concatenate(hits), columns=["event_id", "doms", "inner"])
+    table = table.groupby("event_id").sum()
+    small = (table.doms < 8) | ((table.doms < 20) & (table.inner > 0.8 * table.doms))
+    if small.mean() <= 0.5: return
+    warnings.warn(f"{small.sum():,} of {len(small):,} events have fewer than 8 DOMs in local coincidence, or "
+                  "few and nearly all in DeepCore: the pretrained models were trained on larger events (200 "
+                  "GeV to 50 TeV), and their directions and cones mean little here", stacklevel=6)
 
 # %% ../nbs/17_model.ipynb #60ac90ad
 @torch.no_grad()

@@ -163,3 +163,16 @@ def test_other_folders_are_left_alone(simulated, tmp_path):
     with pytest.raises(DataError, match="some files have truth"):
         write_dataset([("a", pulses, truth), ("b", pulses, None)], tmp_path / "mixed")
     assert len(IceCubeDataset(out)) == 12
+
+
+# Small events
+
+@pytest.mark.filterwarnings("error")
+def test_small_events_are_warned_of_once(graphnet_root, simulated):
+    "Of the oscNext events, not of simulated neutrinos of 200 GeV and more."
+    model = HierarchicalTransformer.from_pretrained("small")
+    model.predict(simulated[0])
+    (_, pulses, _), = read_events(graphnet_root / f"{OSCNEXT}.db")
+    with pytest.warns(UserWarning, match="5 of 5 events have fewer than 8 DOMs") as caught:
+        model.predict(pulses)
+    assert len(caught) == 1 and caught[0].filename == __file__

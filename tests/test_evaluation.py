@@ -1,6 +1,7 @@
 """Evaluation: hand-made cases, calibration, and what can be wrong with a file of predictions."""
 import math
 import re
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -280,3 +281,16 @@ def test_truth_that_cannot_be_used(tiny_dataset, fault, message):
     assert event_truth(dataset, tiny_dataset).energy.tolist() == good.energy.tolist()
     damaged(good, path, fault)
     with pytest.raises(DataError, match=f"truth.parquet: {message}"): event_truth(dataset, tiny_dataset)
+
+
+def test_directions_of_flight_are_doubted():
+    "The opposite direction is the usual mistake; good and random predictions pass."
+    rng = np.random.default_rng(0)
+    truth = pd.DataFrame(dict(event_id=range(50), azimuth=rng.uniform(0, 2 * np.pi, 50),
+                              zenith=np.arccos(rng.uniform(-1, 1, 50))))
+    flight = truth.assign(azimuth=(truth.azimuth + np.pi) % (2 * np.pi), zenith=np.pi - truth.zenith)
+    with pytest.warns(UserWarning, match="of flight .*error 180"): event_errors(flight, truth)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        event_errors(truth, truth)
+        event_errors(truth.assign(azimuth=rng.permutation(truth.azimuth)), truth)
