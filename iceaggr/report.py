@@ -66,7 +66,7 @@ img { max-width: 100%; background: #fff; border-radius: .5rem; padding: .3rem; b
 .wide { overflow-x: auto } .wide img { max-width: none }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0 }
 caption { text-align: left; color: var(--soft) } summary { padding: .2rem 0 }
-td { white-space: nowrap }
+td { white-space: nowrap } td:first-child { white-space: normal; min-width: 7rem }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line) }
 th:first-child, td:first-child { text-align: left }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 0 1rem }
