@@ -146,7 +146,7 @@ def _report_training(args, log):
               f"({lower.valid_mean_degrees.iloc[0]:.2f});\nthey have no part in the choice of an epoch")
     print(f"weights: {Path(args.out) / 'best.safetensors'}{_say_skipped(args, args.out)}")
     if best.held_out_mean_degrees > GUESSING - 10:
-        print(f"This is little better than guessing ({GUESSING} degrees): train for longer, "
+        print(f"This is little better than guessing ({GUESSING} degrees): train for longer,\n"
               "or into a new folder with a lower --lr")
 
 # %% ../nbs/49_cli.ipynb #d62acc77

@@ -169,8 +169,9 @@ def test_the_end_of_a_training_says_which_events_chose_the_epoch(capsys):
     "Also where another epoch has the lower error on the validation events."
     log = pd.DataFrame([LOG_ROW | dict(epoch=epoch, held_out_mean_degrees=held_out, valid_mean_degrees=valid)
                         for epoch, held_out, valid in ((1, 40, 41), (2, 30, 31.5), (3, 31, 30.25))])
+    poor = log[:2].assign(held_out_mean_degrees=[89.0, 88.0])
     args = argparse.Namespace(out="runs/a", on_bad_event="error")
-    for rows, other in ((log, True), (log[:2], False)):
+    for rows, other in ((log, True), (log[:2], False), (poor, False)):
         _report_training(args, rows)
         shown = capsys.readouterr().out
         assert "best epoch: 2, chosen by the held-out training events\n" in shown and "31.50" in shown

@@ -182,8 +182,8 @@ def chosen_notebooks(names):
     "Paths of the notebooks named on the command line; SystemExit says what to give in place of another file."
     for name in names:
         if Path(name).suffix != ".ipynb":
-            sys.exit(f"{name} is no notebook: give notebooks (nbs/10_packing.ipynb), or nothing for the whole "
-                     "project; `ruff check` takes modules")
+            sys.exit(f"{name} is no notebook: give notebooks (nbs/10_packing.ipynb), or nothing for the "
+                     "whole project; `ruff check` takes modules")
         if not Path(name).is_file(): sys.exit(f"{name}: no such file; check the path")
     return [Path(name).resolve() for name in names]
 
