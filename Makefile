@@ -5,6 +5,8 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
+# -qq: errors only. pip would compile on one core, and the tests of every package as well.
+PIP := $(BIN)/pip install -qq --disable-pip-version-check --no-compile -c constraints.txt
 DATA := data/demo
 RUN := runs/demo
 SHIPPED := $(RUN)/pretrained
@@ -18,9 +20,9 @@ install: .venv/.installed
 	$(PYTHON) -c 'import sys; sys.version_info[:2] in ((3, 11), (3, 12)) or \
 	sys.exit("Python 3.11 or 3.12 is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --upgrade pip
-	$(BIN)/pip install -q -c constraints.txt $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(PIP) $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) torch
+	$(PIP) -e '.[dev]'
+	$(BIN)/python -m compileall -qq -j 0 -x 'site-packages/.*/tests?/' .venv/lib || true
 	touch $@
 
 # Each step continues what an earlier run left: a complete data set is kept, a run is resumed, a finished one stays.
@@ -30,12 +32,11 @@ demo: install
 	    $$(test -f $(RUN)/settings.json && echo --resume)
 	$(BIN)/iceaggr predict --run $(RUN) --data $(DATA) --batches last --out $(RUN)/predictions.parquet
 	$(BIN)/iceaggr predict --run small --data $(DATA) --batches last --out $(SHIPPED)/predictions.parquet
-	@echo "the model trained here:"
-	@$(BIN)/iceaggr evaluate --predictions $(RUN)/predictions.parquet --data $(DATA) --out $(RUN)
-	@echo "the pretrained model:"
-	@$(BIN)/iceaggr evaluate --predictions $(SHIPPED)/predictions.parquet --data $(DATA) --out $(SHIPPED)
+	$(BIN)/iceaggr evaluate --predictions $(RUN)/predictions.parquet --data $(DATA) --out $(RUN)
+	$(BIN)/iceaggr evaluate --predictions $(SHIPPED)/predictions.parquet --data $(DATA) --out $(SHIPPED)
 	$(BIN)/iceaggr display --data $(DATA) --event brightest --predictions $(SHIPPED)/predictions.parquet \
 	    --out $(RUN)/event.html
+	@$(BIN)/python tools/demo_results.py $(RUN) $(SHIPPED)
 
 test: install
 	PATH=$(CURDIR)/$(BIN):$$PATH bash .ci/check

@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from iceaggr.common import atomic_write
+from iceaggr.common import atomic_write, progress_bar
 from iceaggr.direction import angles_to_vector
 from iceaggr.geometry import SPEED_OF_LIGHT
 from iceaggr.simulation import light
@@ -333,7 +333,7 @@ def fitted(cascades, epochs, seed): # Light
     optimizer = torch.optim.AdamW(law.parameters(), weight_decay=0.01)
     steps = epochs * (len(cascades) // size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps, pct_start=0.1)
-    for epoch in tqdm(range(epochs), "fit", unit="epoch"):
+    for epoch in progress_bar(range(epochs), "fit", unit="epoch"):
         order = rng.permutation(len(cascades))
         starts = range(0, len(order) - size + 1, size)
         parts = [[cascades[k] for k in order[first:first + size]] for first in starts]
@@ -365,7 +365,7 @@ def law_of(source): # Light
     chosen = source.events[is_cascade[source.events]]
     if not len(chosen): raise SystemExit(f"{args.data}: the files {args.files} have no cascade: name others")
     cascades = []
-    for e in tqdm(chosen, "cascades"):
+    for e in progress_bar(chosen, "cascades"):
         pulses = source.pulses[source.start[e]:source.start[e + 1]]
         cascades.append(Cascade(source.detector, source.truth.iloc[e], pulses))
     law = fitted(cascades, args.epochs, args.seed)
@@ -377,7 +377,7 @@ def law_of(source): # Light
 def simulated(source):
     "Files of the data set to make."
     args, done, number, chunk, held = source.args, 0, 0, 0, []
-    with tqdm(total=args.events, unit=" events", desc="simulate") as bar:
+    with progress_bar(total=args.events, unit=" events", desc="simulate") as bar:
         while done < args.events:
             pulses, truth = simulate_chunk(source.detector, args.seed, chunk, source.settings)
             held.append((pulse_frame(pulses, chunk * CHUNK), truth))

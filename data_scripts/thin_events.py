@@ -14,8 +14,8 @@ columns source_file, source_event and light (the share that is left).
 import numpy as np
 import pandas as pd
 from event_files import command_line, read_events, refuse_existing, write_events
-from tqdm import tqdm
 
+from iceaggr.common import progress_bar
 from iceaggr.geometry import DOMS_PER_STRING, N_STRINGS, load_geometry
 from iceaggr.simulation.dataset import make_detector
 from iceaggr.simulation.neutrinos import SimulationSettings
@@ -93,7 +93,7 @@ class Source:
         for copy in range(1, self.args.copies + 1):
             frames, truths, n = [], [], 0
             parts = np.array_split(self.events, min(PARTS, len(self.events)))
-            for events in tqdm(parts, f"copy {copy} of {self.args.copies}", leave=False):
+            for events in progress_bar(parts, f"copy {copy} of {self.args.copies}", leave=False):
                 pulses, truth = self.dimmed(events)
                 frames.append(pulses.assign(event=n + pulses.event))
                 truths.append(truth)

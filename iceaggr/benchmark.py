@@ -25,11 +25,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 
 from . import __version__
 from .augmentation import perturb
-from .common import atomic_write
+from .common import atomic_write, progress_bar
 from .data import IceCubeDataset
 from .direction import angles_to_vector, angular_error
 from .dom_transformer import padded_t1
@@ -627,7 +626,8 @@ def _describe_run(b) -> dict:
 def _chosen_measurements(b, only, progress): # yields name, function
     "The measurements of a device, with a progress bar."
     measurements = CUDA_MEASUREMENTS if b.cuda else CPU_MEASUREMENTS
-    bar = tqdm([name for name in measurements if only is None or name in only], "bench", disable=not progress)
+    chosen = [name for name in measurements if only is None or name in only]
+    bar = progress_bar(chosen, "bench", disable=not progress)
     for name in bar:
         bar.set_postfix_str(name)
         yield name, measurements[name]

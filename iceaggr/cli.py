@@ -137,11 +137,16 @@ def _report_training(args, log):
         raise FloatingPointError(f"no epoch of {args.out} ended with a finite error: "
                                  "train into a new folder with a lower learning rate")
     best = log.loc[log.held_out_mean_degrees.idxmin()]
-    print(f"best epoch {int(best.epoch)}, chosen by the held-out training events. On the validation events: "
-          f"mean error {best.valid_mean_degrees:.2f} degrees, median {best.valid_median_degrees:.2f}. "
-          f"Weights: {Path(args.out) / 'best.safetensors'}{_say_skipped(args, args.out)}")
+    lower = log[log.valid_mean_degrees < best.valid_mean_degrees].sort_values("valid_mean_degrees")
+    print(f"best epoch: {int(best.epoch)}, chosen by the held-out training events")
+    print(f"validation events: mean error {best.valid_mean_degrees:.2f} degrees, "
+          f"median {best.valid_median_degrees:.2f}")
+    if len(lower):
+        print(f"epoch {lower.epoch.iloc[0]} has a lower mean error on the validation events "
+              f"({lower.valid_mean_degrees.iloc[0]:.2f});\nthey have no part in the choice of an epoch")
+    print(f"weights: {Path(args.out) / 'best.safetensors'}{_say_skipped(args, args.out)}")
     if best.held_out_mean_degrees > GUESSING - 10:
-        print(f"This is little better than guessing ({GUESSING} degrees): train for longer, "
+        print(f"This is little better than guessing ({GUESSING} degrees): train for longer,\n"
               "or into a new folder with a lower --lr")
 
 # %% ../nbs/49_cli.ipynb #d62acc77
@@ -401,7 +406,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("iceaggr", description=about, epilog=EXAMPLE,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=__version__)
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     for run, add_options in VERBS.items():
         about = dict(help=run.__doc__, description=run.__doc__)
         p = verbs.add_parser(run.__name__, **about, formatter_class=DefaultsOnce)
@@ -576,7 +581,11 @@ def main(
     argv=None, # arguments; None: those of the process
 ) -> int: # exit code
     "Entry point of the command `iceaggr`."
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.verb is None: return parser.print_help() or 0
+    # each line reaches a log file at once
+    if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(line_buffering=True)
     for name, value in vars(args).items(): setattr(args, name, _expand_home(value))
     warnings.showwarning = _show_warning
     try: args.run_verb(args)

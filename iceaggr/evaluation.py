@@ -424,23 +424,25 @@ def plot_errors(
     ax.set(xlabel="angular error [degrees]", ylabel="share of events below")
     ticks = [0.1, 0.3, 1, 3, 10, 30, 90, 180]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.legend(loc="upper left")
+    figure.legend(loc="outside upper center", frameon=False)
     return figure
 
 # %% ../nbs/22_evaluation.ipynb #0e80f078
 def _draw_band(ax, x, rows, method):
-    "Median and the band from 16 to 84 %."
+    "Median and the band from 16 to 84 %: a filled one for the model, a hatched one for the line fit."
     colour = _COLOURS[method]
     low, median, high = ([row[method][key] for row in rows] for key in ("p16", "median", "p84"))
-    ax.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
-    ax.plot(x, median, "o-", color=colour, ms=4, label=f"{METHOD_NAMES[method]}: median, 16 to 84 %")
+    band, line = {"fc": colour, "alpha": 0.25}, "o-"
+    if method == "line_fit": band, line = {"fc": "none", "hatch": "///", "alpha": 0.5}, "s--"
+    ax.fill_between(x, low, high, ec=colour, lw=1, **band)
+    ax.plot(x, median, line, color=colour, ms=4, label=METHOD_NAMES[method])
 
 # %% ../nbs/22_evaluation.ipynb #b4b1af6e
 def _draw_counts(ax, x, rows):
-    "Number of events of each bin, along the upper edge in two rows."
-    style = {"textcoords": "offset points", "ha": "center", "va": "top", "fontsize": 7, "color": GREY}
+    "Number of events of each bin, above the panel in two rows."
+    style = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": "0.3"}
     for i, (place, row) in enumerate(zip(x, rows, strict=True)):
-        offset = (0, -3 - 9 * (i % 2))
+        offset = (0, 3 + 10 * (i % 2))
         ax.annotate(f"{row['n']:,}", (place, 1), offset, xycoords=("data", "axes fraction"), **style)
 
 # %% ../nbs/22_evaluation.ipynb #a8e2a259
@@ -459,8 +461,9 @@ def plot_binned(
     ax.set(yscale="log", ylim=(max(0.8 * lowest, 0.02), 180), ylabel="angular error [degrees]")
     ax.set(xscale="linear" if quantity == "zenith" else "log", xlabel=LABELS[quantity])
     _plain_log(ax.yaxis, (1, 3))
-    if quantity != "zenith": _plain_log(ax.xaxis, (1, 2, 5) if x[-1] < 200 * x[0] else (1,))
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    ratio, ticks = x[-1] / x[0], ((1, 2, 5), (1, 3), (1,))
+    if quantity != "zenith": _plain_log(ax.xaxis, ticks[(ratio > 30) + (ratio > 300)])
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, title="median and 16 to 84 %")
     return figure
 
 # %% ../nbs/22_evaluation.ipynb #3fb5d699
@@ -470,12 +473,12 @@ def kind_name(name): # of a type of event in truth.parquet
     return names.get(name, name.replace("_", " "))
 
 # %% ../nbs/22_evaluation.ipynb #bac7c9d3
-def _draw_bar(ax, y, error, colour, labels):
+def _draw_bar(ax, y, error, colour, label):
     "Median as a bar, mean as a stroke, both as text."
     median, mean = error["median"], error["mean"]
-    ax.barh(y, median, 0.32, color=colour, label=labels[0])
-    ax.plot([mean, mean], [y - 0.16, y + 0.16], color="k", lw=1.5, label=labels[1])
-    ax.text(max(mean, median), y, f"  {median:.1f}° (mean {mean:.1f}°)", va="center", fontsize=8)
+    ax.barh(y, median, 0.32, color=colour, label=label)
+    ax.plot([mean, mean], [y - 0.16, y + 0.16], color="k", lw=1.5)
+    ax.text(max(mean, median), y, f"  {median:.1f}° ({mean:.1f}°)", va="center")
 
 # %% ../nbs/22_evaluation.ipynb #5b131ef6
 def plot_types(
@@ -487,14 +490,14 @@ def plot_types(
     methods = [m for m in ("model", "line_fit") if m in rows[0]]
     for i, row in enumerate(rows):
         for j, method in enumerate(methods):
-            labels = (METHOD_NAMES[method] if i == 0 else None, "mean" if i == j == 0 else None)
             y = i + 0.36 * (j - (len(methods) - 1) / 2)
-            _draw_bar(ax, y, row[method], _COLOURS[method], labels)
+            _draw_bar(ax, y, row[method], _COLOURS[method], METHOD_NAMES[method] if i == 0 else None)
     ax.set_yticks(range(len(rows)), [f"{kind_name(r['name'])}\n{r['n']:,} events" for r in rows])
     ax.invert_yaxis()
     largest = max(row[m][key] for row in rows for m in methods for key in ("mean", "median"))
-    ax.set(xlabel="angular error [degrees]; bar: median, stroke: mean", xlim=(0, 1.35 * largest))
-    ax.legend(loc="lower right")
+    ax.set(xlabel="angular error [degrees]", xlim=(0, 1.6 * largest))
+    title = "bar: median; stroke, in brackets: mean"
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, title=title)
     return figure
 
 # %% ../nbs/22_evaluation.ipynb #bace8fa8
@@ -504,7 +507,7 @@ def _draw_coverage(ax, pulls, coverage):
     cumulative = np.arange(1, len(pulls) + 1) / len(pulls)
     share = np.interp(p, 1 - np.exp(-pulls ** 2 / 2), cumulative, left=0)
     ax.plot(p, share, color=BLUE, label="model")
-    style = {"xytext": (-6, 3), "textcoords": "offset points", "ha": "right", "fontsize": 8}
+    style = {"xytext": (-6, 3), "textcoords": "offset points", "ha": "right"}
     for percent, inside in coverage.items():
         ax.plot(float(percent) / 100, inside, "o", color=BLUE)
         ax.annotate(f"{100 * inside:.0f} %", (float(percent) / 100, inside), **style)
@@ -515,10 +518,9 @@ def _draw_coverage(ax, pulls, coverage):
 def _draw_pulls(ax, pulls):
     "Histogram of the pulls and the Rayleigh distribution."
     edges = np.linspace(0, 6, 61)
-    label = "model (last bin: all beyond)"
-    ax.hist(np.minimum(pulls, 5.99), edges, density=True, color=BLUE, alpha=0.5, label=label)
-    ax.plot(edges, edges * np.exp(-edges ** 2 / 2), "k:", label="calibrated (Rayleigh)")
-    ax.set(xlabel="pull", ylabel="density")
+    ax.hist(np.minimum(pulls, 5.99), edges, density=True, color=BLUE, alpha=0.5, label="model")
+    ax.plot(edges, edges * np.exp(-edges ** 2 / 2), "k:", label="calibrated")
+    ax.set(xlabel="pull (last bin: all beyond)", ylabel="density")
 
 # %% ../nbs/22_evaluation.ipynb #04c881c9
 def _draw_radii(ax, tenths):
@@ -526,7 +528,7 @@ def _draw_radii(ax, tenths):
     x = [t["predicted_r68"] for t in tenths]
     y = [t["actual_r68"] for t in tenths]
     ends = [min(x + y), max(x + y)]
-    ax.loglog(x, y, "o-", color=BLUE, label="tenths of the events")
+    ax.loglog(x, y, "o-", color=BLUE, label="model")
     ax.loglog(ends, ends, "k:", lw=1, label="calibrated")
     ax.set(xlabel="predicted 68 % radius [degrees]", ylabel="radius that holds 68 % [degrees]")
     for axis in (ax.xaxis, ax.yaxis): _plain_log(axis)
@@ -542,7 +544,8 @@ def plot_calibration(
     _draw_coverage(axes[0], pulls, metrics["calibration"]["coverage"])
     _draw_pulls(axes[1], pulls)
     _draw_radii(axes[2], metrics["calibration"]["r68_tenths"])
-    for ax in axes: ax.legend()
+    places = ("lower right", "upper right", "upper left")
+    for ax, place in zip(axes, places, strict=True): ax.legend(loc=place)
     return figure
 
 # %% ../nbs/22_evaluation.ipynb #2de28708

@@ -9,8 +9,8 @@ __all__ = ['line_fit', 'line_fit_events']
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
+from .common import progress_bar
 from .data import IceCubeDataset
 from .direction import vector_to_angles
 
@@ -72,7 +72,7 @@ def _read_chunks(
 ): # yields indices (B,), pulse_features (P, 4), event_idx (P,)
     "Pulses of many events, in chunks."
     indices = np.arange(len(dataset)) if indices is None else np.asarray(indices)
-    with tqdm(total=len(indices), desc="line fit", unit=" events", disable=not progress) as bar:
+    with progress_bar(total=len(indices), desc="line fit", unit=" events", disable=not progress) as bar:
         for start in range(0, len(indices), batch_size):
             part = indices[start:start + batch_size]
             yield part, *_read_chunk(dataset, part)

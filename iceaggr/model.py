@@ -16,10 +16,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from .accumulator import EventAccumulator
-from .common import DataError, shorten
+from .common import DataError, progress_bar, shorten
 from .direction import angles_to_vector, vector_to_angles, vmf_loss, vmf_quantile
 from .dom_transformer import DOMTransformer, padded_t1
 from .engine.distributed import contiguous_share, gather_table, rank, same_for_all, world_size
@@ -270,7 +269,7 @@ def _predict(model, pulses, max_sequences, progress):
         detector = Geometry(sensors[:, :3], sensors[:, 5])
         events, keys = events_and_keys(pulses, detector, stacklevel=5)      # the caller of predict
         lists = _event_lists(events, max_sequences * length)
-        bar = tqdm(lists, "predict", disable=not progress)
+        bar = progress_bar(lists, "predict", disable=not progress)
         pulses = (collate_dom_packing(some, length) for some in bar)
     elif isinstance(pulses, dict) and "metadata" in pulses: pulses = [pulses]
     elif isinstance(pulses, _NOT_BATCHES) or not hasattr(pulses, "__iter__"):
@@ -328,7 +327,7 @@ def predict_dataset(
     packed = PackedBatches(dataset, _own_batches(dataset, indices, max_pulses), model.settings.max_seq_len)
     loader = torch.utils.data.DataLoader(packed, batch_size=None, num_workers=workers,
                                          pin_memory=model.device.type == "cuda")
-    bar = tqdm(loader, "predict", unit="batch", disable=not progress or rank() > 0)
+    bar = progress_bar(loader, "predict", unit="batch", disable=not progress or rank() > 0)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return gather_table(model.predict(bar))
 

@@ -49,7 +49,7 @@ def _plain(x): # anything of dicts, lists and numbers
 # %% ../nbs/22a_report.ipynb #c24882de
 _CSS = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --line: #d8dee6; --page: #ffffff;
-  --card: #f4f6f9; --model: #0072b2; --base: #b85f0c }
+  --card: #f4f6f9; --model: #0072b2; --base: #a5530a }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e4e8ee; --soft: #9aa5b4; --line: #333c49; --page: #14181e; --card: #1d232c;
     --model: #6db3f2; --base: #f0a355 } }
@@ -57,15 +57,16 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.6rem; margin-bottom: .2rem }
 h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line) }
-.lead { font-size: 1.1rem } .soft, figcaption { color: var(--soft); font-size: .9rem }
+.lead { font-size: 1.1rem } .soft, figcaption { color: var(--soft) }
 .model { color: var(--model) } .base { color: var(--base) }
 .tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0 }
 .tile { background: var(--card); border-radius: .5rem; padding: .7rem 1rem; flex: 1 1 9rem }
 .tile b { display: block; font-size: 1.5rem } figure { margin: 1.2rem 0 }
 img { max-width: 100%; background: #fff; border-radius: .5rem; padding: .3rem; box-sizing: border-box }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }
-td { white-space: nowrap }
+.wide { overflow-x: auto } .wide img { max-width: none }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0 }
+caption { text-align: left; color: var(--soft) } summary { padding: .2rem 0 }
+td { white-space: nowrap } td:first-child { white-space: normal; min-width: 7rem }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line) }
 th:first-child, td:first-child { text-align: left }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 0 1rem }
@@ -76,10 +77,11 @@ def _table_row(cells, tag):
     "One row of an HTML table."
     return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
 
-def _table(head, rows):
-    "An HTML table."
+def _table(name, head, rows):
+    "An HTML table under its name."
     body = "".join(_table_row(row, "td") for row in rows)
-    return f'<div class="wide"><table>{_table_row(head, "th")}{body}</table></div>'
+    caption = f"<caption>{html.escape(name)}</caption>"
+    return f'<div class="wide"><table>{caption}{_table_row(head, "th")}{body}</table></div>'
 
 # %% ../nbs/22a_report.ipynb #bd110312
 _SUMMARY = {
@@ -101,7 +103,7 @@ def _summary_table(metrics):
             value, error = metrics[method][key], metrics[method]["se_" + key]
             row.append(f"{value:.{digits}f} ± {error:.{digits}f}")
         rows.append(row)
-    return _table(["", *(name for name, _ in _SUMMARY.values())], rows)
+    return _table("Errors of all events", ["", *(name for name, _ in _SUMMARY.values())], rows)
 
 # %% ../nbs/22a_report.ipynb #5b4b5041
 def _bin_name(row, quantity):
@@ -125,7 +127,7 @@ def _bin_table(metrics, quantity):
     for row in rows:
         values = [f"{row[method][value]:.2f}" for value, method in columns]
         cells.append([_bin_name(row, quantity), f"{row['n']:,}", *values])
-    return _table(head, cells)
+    return _table(f"Angular error by {LABELS[quantity]}", head, cells)
 
 # %% ../nbs/22a_report.ipynb #36637c37
 def _sample_text(metrics):
@@ -181,7 +183,7 @@ def _tiles(metrics):
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 # %% ../nbs/22a_report.ipynb #f350e26d
-_BANDS = "bands: 16 to 84 %; small numbers: events of each bin."
+_BANDS = "lines: median; bands: 16 to 84 %; numbers at the top: events of each bin."
 _CAPTIONS = {
     "errors": "Share of events with an error below a value.",
     "by_type": "Median and mean error of each type of event.",
@@ -191,16 +193,19 @@ _CAPTIONS = {
     "by_energy": f"Error against the true energy; {_BANDS}",
     "calibration":
         "Left: share of the events whose true direction lies inside the cone of a given probability. "
-        "Middle: error in units of the predicted one. "
+        "Middle: error in units of the predicted one, and the Rayleigh distribution. "
         "Right: actual against predicted 68 % radius in ten groups of events.",
     "angles": "Predicted against true angles.",
 }
 
 # %% ../nbs/22a_report.ipynb #01dc3e57
-def _png_bytes(figure, dpi=110):
+# An inch of a figure is 110 pixels of the page, so that type of 10 pt has 15 of them; twice as many dots.
+_DPI = 220
+
+def _png_bytes(figure):
     "A matplotlib figure as PNG."
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+    figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
     return buffer.getvalue()
 
 # %% ../nbs/22a_report.ipynb #fdf0058b
@@ -208,7 +213,9 @@ def _figure_html(name, png):
     "An image that carries its own data."
     caption = html.escape(_CAPTIONS.get(name, name.replace("_", " ")))
     data = base64.b64encode(png).decode()
-    image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+    width = int.from_bytes(png[16:20]) // 2     # of the page: as the header of a PNG has it
+    image = f'<img alt="{caption}" width="{width}" src="data:image/png;base64,{data}">'
+    if width > 600: image = f'<div class="wide">{image}</div>'      # scrolls where the window is narrower
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 # %% ../nbs/22a_report.ipynb #e8a56a24
@@ -223,7 +230,10 @@ def _make_figures(
         if quantity in metrics["by"]: figures[f"by_{quantity}"] = plot_binned(metrics, quantity)
     if "likelihood_scale" in metrics["calibration"]:
         figures["calibration"] = plot_calibration(events, metrics)
-    return figures | {"angles": plot_angles(events)}
+    figures["angles"] = plot_angles(events)
+    for figure in figures.values():      # one panel takes half the page
+        figure.set_size_inches((4.1, figure.get_figheight()) if len(figure.axes) == 1 else (8.4, 3.3))
+    return figures
 
 # %% ../nbs/22a_report.ipynb #de43eeb8
 def _calibration_rows(cal, n):
@@ -253,7 +263,8 @@ def _calibration_html(cal, n):
     "Calibration in words and numbers, for n events."
     if not cal: return '<p class="soft">The predictions have no kappa.</p>'
     text = _CONE_TEXT + (_PULL_TEXT if "likelihood_scale" in cal else "")
-    return _table(["", "measured", "calibrated"], _calibration_rows(cal, n)) + f'<p class="soft">{text}</p>'
+    head, rows = ["", "measured", "calibrated"], _calibration_rows(cal, n)
+    return f'{_table("Calibration of the uncertainty", head, rows)}<p class="soft">{text}</p>'
 
 # %% ../nbs/22a_report.ipynb #871078b5
 _SUMMARY_TEXT = (
@@ -270,14 +281,13 @@ def _images_html(images, *names):
 # %% ../nbs/22a_report.ipynb #eb5ab275
 def _errors_html(metrics, images):
     "The sections about errors."
-    types = ""
-    if "type" in metrics["by"]:
-        types = "<h2>Types of event</h2>" + _bin_table(metrics, "type") + _images_html(images, "by_type")
+    types = _bin_table(metrics, "type") if "type" in metrics["by"] else ""
     grid = _images_html(images, "by_n_pulses", "by_n_doms", "by_zenith", "by_energy")
     tables = [
-        f"<details><summary>{html.escape(LABELS[q])}</summary>{_bin_table(metrics, q)}</details>"
+        f"<details><summary>Table by {html.escape(LABELS[q])}</summary>{_bin_table(metrics, q)}</details>"
         for q in metrics["by"] if q != "type"]
-    return f"""<h2>Angular error</h2>{_images_html(images, "errors")}{types}
+    first = _images_html(images, "errors", "by_type")
+    return f"""<h2>Angular error</h2><div class="grid">{first}</div>{types}
 <h2>Errors in bins</h2><div class="grid">{grid}</div>{"".join(tables)}"""
 
 # %% ../nbs/22a_report.ipynb #887e06ba

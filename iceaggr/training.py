@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .augmentation import grid_motions, moved_detector, perturb
-from .common import DataError, atomic_write, shorten
+from .common import DataError, atomic_write, progress_bar, shorten
 from .data import IceCubeDataset, split_batches
 from .direction import angles_to_vector, angular_error, vector_to_angles, vmf_loss, vmf_quantile
 from iceaggr.engine.checkpoints import (
@@ -455,8 +455,8 @@ def _train_epoch(
     batches = _epoch_batches(job)
     job.model.train()
     loader = _epoch_loader(job, batches[state["batch"]:], workers)
-    bar = tqdm(loader, f"epoch {state['epoch'] + 1}", total=len(batches), initial=state["batch"],
-               unit="step", disable=not job.progress, leave=False)
+    bar = progress_bar(loader, f"epoch {state['epoch'] + 1}", total=len(batches), initial=state["batch"],
+                       unit="step", disable=not job.progress, leave=False)
     start = pace.clock()
     for batch in bar:
         events = batches[state["batch"]]
@@ -504,7 +504,7 @@ def _count_step(job, events, loss):
 def _show_step(bar, state):
     "Loss and learning rate next to the progress bar."
     loss = state["epoch_loss"] / max(state["epoch_events"], 1)
-    bar.set_postfix(loss=f"{loss:.3f}", lr=f"{state['lr']:.1e}")
+    bar.set_postfix(loss=f"{loss:.3f}", lr=f"{state['lr']:.1e}", refresh=False)
 
 # %% ../nbs/20_training.ipynb #d63cd199
 def _skip_step(
@@ -564,12 +564,14 @@ def _copy_weights(model):
     return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
 
 # %% ../nbs/20_training.ipynb #f9bffe52
+_EPOCH_HEAD = """\
+                         loss       mean error [degrees]   median
+epoch  minutes      train      valid    held out    valid     valid  events/s"""
+
 def _describe_epoch(row):
-    "One line on an epoch."
-    return ("epoch {epoch:3}  {minutes:6.1f} min  train loss {train_loss:7.3f}  "
-            "valid loss {valid_loss:7.3f}  mean error {valid_mean_degrees:6.2f} deg  "
-            "median {valid_median_degrees:6.2f} deg  "
-            "{events_per_s:5.0f} events/s").format(**row)
+    "One line on an epoch, below `_EPOCH_HEAD`."
+    return ("{epoch:5}{minutes:9.1f}{train_loss:#11.4g}{valid_loss:#11.4g}{held_out_mean_degrees:12.2f}"
+            "{valid_mean_degrees:9.2f}{valid_median_degrees:10.2f}{events_per_s:10.0f}").format(**row)
 
 # %% ../nbs/20_training.ipynb #3dbe203d
 def _finish(job):
@@ -636,6 +638,7 @@ def _log_table(state):
 def _run_epochs(job, workers, on_epoch):
     "Train, validate and save until the run is finished or stopped."
     state, pace = job.state, job.pace
+    if job.progress and not state["finished"]: tqdm.write(_EPOCH_HEAD)
     while not state["finished"]:
         if pace.done() < 1: _train_epoch(job, workers)
         if pace.stopped and pace.done() < 1: break

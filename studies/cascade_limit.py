@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
-from iceaggr.common import atomic_write
+from iceaggr.common import atomic_write, progress_bar
 from iceaggr.engine.checkpoints import source_commit
 from iceaggr.simulation.dataset import VERSION, make_detector
 from iceaggr.studies.limit import cascade_limit, observed_cascades
@@ -66,7 +65,7 @@ def main(args):
     finished = finished_events(args.out, origin)
     too_bright = np.array([len(c["sensor"]) > args.most for c in cascades])
     todo = [event for event in np.flatnonzero(~too_bright) if event not in finished]
-    for event in tqdm(todo, "cascades"):
+    for event in progress_bar(todo, "cascades"):
         row = {"seed": args.seed, "event": event, **limit_row(detector, cascades[event], event),
                "brighter": too_bright[:event].sum(), "simulation": origin["simulation"],
                "commit": origin["commit"], "hardware": args.hardware}

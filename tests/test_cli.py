@@ -1,4 +1,5 @@
 """The command as a user runs it: processes of its own, exit codes, interruption and resume."""
+import argparse
 import json
 import os
 import re
@@ -18,12 +19,13 @@ from processes import call, ended, launch, run_command
 from safetensors.torch import load_file
 
 import iceaggr.data
-from iceaggr.cli import batch_numbers, find_event, main, make_parser
+from iceaggr.cli import _report_training, batch_numbers, find_event, main, make_parser
 from iceaggr.common import DataError
 from iceaggr.data import IceCubeDataset
 from iceaggr.engine.prepare import prepare
 from iceaggr.geometry import Geometry, load_geometry
 from iceaggr.simulation.dataset import simulate_dataset
+from iceaggr.training import _EPOCH_HEAD, _describe_epoch
 from iceaggr.weights import read_weights
 
 VERBS = ["simulate", "prepare", "train", "predict", "evaluate", "display", "bench"]
@@ -47,6 +49,12 @@ def test_help(verb):
     command = [sys.executable, "-m", "iceaggr.cli", verb, "--help"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith(f"usage: iceaggr {verb}")
+
+
+def test_the_bare_command_prints_its_help(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == make_parser().format_help() and not shown.err
 
 
 def test_defaults_are_named_once():
@@ -139,6 +147,38 @@ import iceaggr.studies.comparison, iceaggr.studies.baselines, iceaggr.benchmark,
 # --- simulate, train, predict, evaluate
 
 
+LOG_ROW = dict(epoch=1, minutes=1.0, train_loss=1.0, valid_loss=1.0, held_out_mean_degrees=50.0,
+               valid_mean_degrees=50.0, valid_median_degrees=40.0, events_per_s=100.0)
+
+
+@pytest.mark.parametrize("change", [
+    {},
+    dict(epoch=99_999, minutes=999_999.9, held_out_mean_degrees=180.0, valid_mean_degrees=180.0,
+         valid_median_degrees=180.0, events_per_s=9_999_999.0),
+    dict(train_loss=-1.234567e-30, valid_loss=-9.87654e30),
+    {name: float("nan") for name in LOG_ROW if name != "epoch"},
+])
+def test_the_line_of_an_epoch_fits_into_80_columns(change):
+    head = _EPOCH_HEAD.splitlines()[-1]
+    names = re.findall(r"held out|\S+", head)
+    line = _describe_epoch(LOG_ROW | change)
+    assert len(line.split()) == len(names) and len(line) == len(head) < 80
+
+
+def test_the_end_of_a_training_says_which_events_chose_the_epoch(capsys):
+    "Also where another epoch has the lower error on the validation events."
+    log = pd.DataFrame([LOG_ROW | dict(epoch=epoch, held_out_mean_degrees=held_out, valid_mean_degrees=valid)
+                        for epoch, held_out, valid in ((1, 40, 41), (2, 30, 31.5), (3, 31, 30.25))])
+    poor = log[:2].assign(held_out_mean_degrees=[89.0, 88.0])
+    args = argparse.Namespace(out="runs/a", on_bad_event="error")
+    for rows, other in ((log, True), (log[:2], False), (poor, False)):
+        _report_training(args, rows)
+        shown = capsys.readouterr().out
+        assert "best epoch: 2, chosen by the held-out training events\n" in shown and "31.50" in shown
+        assert ("epoch 3 has a lower mean error on the validation events (30.25)" in shown) == other
+        assert max(map(len, shown.splitlines())) < 80
+
+
 def test_simulation_options(tmp_path):
     options = ["--double-cascades", 0.3, "--bundles", 0.4, "--directions", "atmospheric", "--saturation"]
     done = call("simulate", "--events", 40, "--out", tmp_path / "data", *options, "--dead-doms", 0)
@@ -156,7 +196,7 @@ def test_train_predict_evaluate_from_either_form(tiny_dataset, tmp_path):
     for form in (tiny_dataset, tmp_path / "prepared"):
         run = tmp_path / f"run-{form.name}"
         done = call("train", "--data", form, "--out", run, *SHORT_RUN)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0 and "\r" not in done.stderr, done.stderr
         poor = pd.read_csv(run / "log.csv").held_out_mean_degrees.min() > 80
         assert ("little better than guessing" in done.stdout) == poor
         settings = json.loads((run / "settings.json").read_text())

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from test_dom_order import reference_by_hand
+from tqdm import tqdm
 
 import iceaggr.data
 import iceaggr.engine.prepare
@@ -371,7 +372,7 @@ def test_prepare_shows_its_progress(tiny_dataset, tmp_path, monkeypatch):
     "Row by row when files are made, and file by file when they are kept."
     bars = []
 
-    class Bar(iceaggr.engine.prepare.tqdm):
+    class Bar(tqdm):
         def __init__(self, *args, **options):
             super().__init__(*args, **options, file=open("/dev/null", "w"))     # noqa: SIM115
             self.steps = []
@@ -381,7 +382,7 @@ def test_prepare_shows_its_progress(tiny_dataset, tmp_path, monkeypatch):
             self.steps.append(n)
             return super().update(n)
 
-    monkeypatch.setattr(iceaggr.engine.prepare, "tqdm", Bar)
+    monkeypatch.setattr(iceaggr.engine.prepare, "progress_bar", Bar)
     monkeypatch.setattr("iceaggr.io.kaggle.CHUNK_ROWS", 10)
     rows = sum(len(pd.read_parquet(path)) for path in (tiny_dataset / "train").iterdir())
     for _ in range(2): prepare(tiny_dataset, tmp_path / "out")

@@ -279,7 +279,7 @@ def torchrun(*args):
 def test_the_command_under_torchrun(data, tmp_path):
     run, two, one = tmp_path / "run", tmp_path / "two.csv", tmp_path / "one.csv"
     done = torchrun(*train_command(data, run, *FILES, "--workers", "1"))
-    assert done.returncode == 0 and done.stdout.count("best epoch 1") == 1, done.stderr
+    assert done.returncode == 0 and done.stdout.count("best epoch: 1") == 1, done.stderr
     assert {p.name for p in run.iterdir()} == {
         "best.safetensors", "curves.png", "last.safetensors", "log.csv", "settings.json", "state.pt"}
     predict = ["predict", "--run", str(run), "--data", str(data), "--device", "cpu", "--out"]

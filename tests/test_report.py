@@ -6,10 +6,11 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from test_jupyterlab import chromium  # noqa: F401
 
 from iceaggr.common import DataError
 from iceaggr.engine.prepare import prepare
-from iceaggr.evaluation import evaluate
+from iceaggr.evaluation import evaluate, plot_binned
 from iceaggr.report import _plain, evaluate_dataset, find_events, write_report
 
 ANGLES = ["event_id", "azimuth", "zenith"]
@@ -46,6 +47,68 @@ def test_report_of_a_data_set(tiny_dataset, predictions_of_a_batch, tmp_path):
     pngs = sorted(out.glob("*.png"))
     assert page.count("data:image/png;base64,") == len(pngs) >= 6
     assert all(f.read_bytes()[:4] == b"\x89PNG" for f in pngs)
+
+
+# What is wrong with a page: wider than the window, small type, little contrast.
+FAULTS = """() => {
+    const shade = text => {
+        const [r, g, b] = text.match(/[\\d.]+/g).slice(0, 3).map(x => x / 255)
+            .map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+    };
+    const ground = e => {
+        const colour = getComputedStyle(e).backgroundColor;
+        return colour === 'rgba(0, 0, 0, 0)' ? ground(e.parentElement) : colour;
+    };
+    document.querySelectorAll('details').forEach(d => d.open = true);
+    const faults = [], root = document.documentElement;
+    if (root.scrollWidth > innerWidth) faults.push(`${root.scrollWidth} px wide`);
+    for (const e of document.body.querySelectorAll('*')) {
+        if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
+        const style = getComputedStyle(e), tones = [shade(style.color), shade(ground(e))];
+        if (parseFloat(style.fontSize) < 15) faults.push(`${e.tagName}: ${style.fontSize}`);
+        const contrast = Math.max(...tones) / Math.min(...tones);
+        if (contrast < 4.5) faults.push(`${e.tagName} ${e.className}: contrast ${contrast}`);
+    }
+    for (const image of document.images) {
+        const size = 15.3 * image.clientWidth / (image.naturalWidth / 2);     // of type of 10 pt
+        if (size < (innerWidth < 1000 ? 12 : 15)) faults.push(`${image.alt}: type of ${size} px`);
+    }
+    return faults;
+}"""
+
+
+def test_the_page_can_be_read_on_any_screen(tiny_dataset, predictions_of_a_batch, tmp_path, chromium):  # noqa: F811
+    evaluate_dataset(predictions_of_a_batch, tiny_dataset, tmp_path / "out", progress=False)
+    for scheme in ("light", "dark"):
+        page = chromium.new_page(viewport=dict(width=1400, height=900), color_scheme=scheme)
+        fetched = []
+        page.on("request", lambda request, fetched=fetched: fetched.append(request.url.partition(":")[0]))
+        page.goto((tmp_path / "out/report.html").as_uri())
+        for width in (1400, 400):
+            page.set_viewport_size(dict(width=width, height=900))
+            assert page.evaluate(FAULTS) == [], (scheme, width)
+        assert set(fetched) <= {"file", "data"}
+        page.close()
+
+
+def test_tables_and_folds_have_names(tiny_dataset, predictions_of_a_batch, tmp_path):
+    metrics = evaluate_dataset(predictions_of_a_batch, tiny_dataset, progress=False)
+    page = write_report(metrics, {}, tmp_path / "out").read_text()
+    captions = re.findall(r"<table><caption>(.+?)</caption>", page)
+    assert len(set(captions)) == page.count("<table") >= 5
+    folds = re.findall(r"<summary>(.+?)</summary>", page)
+    assert len(set(folds)) == page.count("<details>") >= 2 and all(text.startswith("Table") for text in folds)
+
+
+def test_bands_can_be_told_apart_where_they_overlap(tiny_dataset, predictions_of_a_batch):
+    "Without colours: one is hatched, the other filled; the lines differ as well."
+    metrics = evaluate_dataset(predictions_of_a_batch, tiny_dataset, progress=False)
+    ax, = plot_binned(metrics, "zenith").axes
+    hatched, filled = ax.collections
+    assert hatched.get_hatch() and not filled.get_hatch()
+    assert not len(hatched.get_facecolor()) and 0 < filled.get_facecolor()[0, 3] < 0.5
+    assert len({(line.get_marker(), line.get_linestyle()) for line in ax.lines}) == 2
 
 
 def test_a_second_report_replaces_the_first(tiny_dataset, predictions_of_a_batch, tmp_path):

@@ -123,3 +123,13 @@ def test_public_names_are_counted_without_those_of_studies(project):
     write("iceaggr/io/b.py", "__all__ = ['z']")
     write("iceaggr/studies/c.py", "__all__ = ['w']")
     assert check_style.public_names(root) == 3
+
+
+def test_only_notebooks_are_taken(project):
+    root, write = project
+    path = write("nbs/a.ipynb", markdown(TITLE))
+    assert check_style.chosen_notebooks([str(path)]) == [path.resolve()]
+    with pytest.raises(SystemExit, match="a.py is no notebook: give notebooks .*or nothing"):
+        check_style.chosen_notebooks([str(path), "iceaggr/a.py"])
+    with pytest.raises(SystemExit, match="b.ipynb: no such file"):
+        check_style.chosen_notebooks([str(root / "b.ipynb")])

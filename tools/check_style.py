@@ -178,7 +178,17 @@ def all_faults(root, chosen=()): # folder of the project; notebooks, all of the 
     return faults + readme_faults(root) + floor_faults(root)
 
 
+def chosen_notebooks(names):
+    "Paths of the notebooks named on the command line; SystemExit says what to give in place of another file."
+    for name in names:
+        if Path(name).suffix != ".ipynb":
+            sys.exit(f"{name} is no notebook: give notebooks (nbs/10_packing.ipynb), or nothing for the "
+                     "whole project; `ruff check` takes modules")
+        if not Path(name).is_file(): sys.exit(f"{name}: no such file; check the path")
+    return [Path(name).resolve() for name in names]
+
+
 if __name__ == "__main__":
-    faults = all_faults(Path.cwd(), [Path(p).resolve() for p in sys.argv[1:]])
+    faults = all_faults(Path.cwd(), chosen_notebooks(sys.argv[1:]))
     for fault in faults: print(fault)
     sys.exit(f"{len(faults)} faults of style" if faults else 0)

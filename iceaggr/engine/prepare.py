@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from tqdm.auto import tqdm
 
-from ..common import DataError, atomic_write
+from ..common import DataError, atomic_write, progress_bar
 from ..data import IceCubeDataset, choose_files
 from ..geometry import load_geometry
 from ..io.bad_events import write_skipped
@@ -200,7 +199,7 @@ def _prepare_files(root, out, split, files, wanted, check, progress, on_bad_even
     "Prepare one file after the other, with a progress bar of pulses."
     skip = on_bad_event == "skip"
     ends = np.cumsum([_rows_of(files.get(b), skip) for b in wanted]).tolist()
-    bar = tqdm(total=ends[-1], desc="prepare", unit=" pulses", unit_scale=True, disable=not progress)
+    bar = progress_bar(total=ends[-1], desc="prepare", unit=" pulses", unit_scale=True, disable=not progress)
     with bar:
         for number, (batch, end) in enumerate(zip(wanted, ends, strict=True), 1):
             target = out / split / f"batch_{batch}.events.arrow"

@@ -25,9 +25,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm.auto import tqdm
 
-from ..common import atomic_write
+from ..common import atomic_write, progress_bar
 from ..geometry import N_SENSORS, Geometry, default_efficiency, load_geometry
 from .light import Detector, event_light
 from .neutrinos import KINDS, SimulationSettings, arrival_angles, sample_neutrinos
@@ -304,7 +303,7 @@ def _files_of_chunks(chunks, n_events:int, per_file:int, bar): # yields pulses, 
 def _write_files(out:Path, chunks, n_events:int, per_file:int, progress:bool):
     "Write the batch files, and the tables of all events."
     metas, truths = [], []
-    with tqdm(total=n_events, unit=" events", desc="simulate", disable=not progress) as bar:
+    with progress_bar(total=n_events, unit=" events", desc="simulate", disable=not progress) as bar:
         for number, (pulses, truth) in enumerate(_files_of_chunks(chunks, n_events, per_file, bar), 1):
             metas.append(write_batch(out, number, pulses, truth))
             truth = truth.drop(columns=["azimuth", "zenith"])

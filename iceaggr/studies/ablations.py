@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..augmentation import grid_motions, moved_sensors
+from ..common import progress_bar
 from ..engine.loading import packed_batch
 from ..features import FourierFeatures
 from ..model import HierarchicalTransformer, prediction_table
@@ -110,7 +110,7 @@ def predict_rotated(
     motions, centre = grid_motions(dataset.geometry)
     rotations = [motion for motion in motions if np.linalg.det(motion) > 0]
     tables, parts = [], list(cut_batches(dataset.n_pulses, len(dataset), 32_768))
-    for start, stop in tqdm(parts, "predict", disable=not progress):
+    for start, stop in progress_bar(parts, "predict", disable=not progress):
         batch = packed_batch(dataset, range(start, stop), model.settings.max_seq_len)
         t2_batch = model.t2_batch(to_device(batch, model.device))
         vectors = _mean_vector(model, t2_batch, rotations, centre)

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from ..common import progress_bar
 from ..direction import vector_to_angles
 from ..dom_transformer import pulses_by_dom
 from ..event_transformer import EventTransformer
@@ -259,7 +259,7 @@ def fit_tracks(
 ) -> pd.DataFrame: # event_id, azimuth, zenith [rad]
     "Likelihood fits of events, one after the other."
     directions = []
-    for i in tqdm(indices, "likelihood fit", disable=not progress):
+    for i in progress_bar(indices, "likelihood fit", disable=not progress):
         pulses = dataset[int(i)]["pulse_features"].numpy()
         directions.append(fit_track(pulses, dataset.geometry.xyz, starts)[0])
     azimuth, zenith = vector_to_angles(torch.from_numpy(np.array(directions)))
