@@ -269,7 +269,7 @@ def test_interrupted_training_resumes_to_the_same_weights(tiny_dataset, tmp_path
 def test_another_detector_is_refused(tiny_dataset, tmp_path):
     run, sensors = tmp_path / "run", tiny_dataset / "sensor_geometry.csv"
     assert call("train", "--data", tiny_dataset, "--out", run, "--epochs", 1).returncode == 0
-    Geometry(Geometry.nominal().xyz + [1.5, 0, 0]).to_csv(sensors)
+    Geometry(Geometry.icecube86().xyz + [1.5, 0, 0]).to_csv(sensors)
     done = call("predict", "--run", run, "--data", tiny_dataset, "--out", tmp_path / "p.csv")
     assert done.returncode == 1 and "1.5 m" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "p.csv").exists()

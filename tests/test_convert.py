@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from iceaggr.cli import main
 from iceaggr.common import DataError
 from iceaggr.data import IceCubeDataset
 from iceaggr.geometry import ORIGIN_DEPTH, Geometry
@@ -176,3 +177,47 @@ def test_small_events_are_warned_of_once(graphnet_root, simulated):
     with pytest.warns(UserWarning, match="5 of 5 events have fewer than 8 DOMs") as caught:
         model.predict(pulses)
     assert len(caught) == 1 and caught[0].filename == __file__
+
+
+# The command
+
+def command(capsys, *argv):
+    "Run the command; what it printed."
+    assert main([str(a) for a in argv]) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def test_an_i3_file_to_predictions_in_one_command(graphnet_root, tmp_path, capsys):
+    "Run, event and sub-event are in the table."
+    path = graphnet_root / f"i3/{OSCNEXT}.i3.gz"
+    assert "5 predictions" in command(capsys, "predict", "--data", path, "--run", "small",
+                                      "--out", tmp_path / "p.csv")
+    table = pd.read_csv(tmp_path / "p.csv")
+    assert table.columns.tolist()[:4] == ["event_id", "run_id", "event", "sub_event"]
+    assert table.run_id.unique().tolist() == [140_000] and table.event.tolist() == [2, 30, 32, 56, 62]
+    for option in (("--batches", "1"), ("--submission",), ("--on-bad-event", "skip")):
+        words = ["predict", "--data", str(path), "--run", "small", "--out", str(tmp_path / "q.csv")]
+        assert main([*words, *option]) == 2
+        assert "convert" in capsys.readouterr().err
+
+
+def test_a_frame_to_report_and_display_in_three_commands(simulated, tmp_path, capsys):
+    pulses, truth = simulated
+    pulses.merge(truth[["event_id", "azimuth", "zenith"]]).to_parquet(tmp_path / "frame.parquet")
+    events, report = tmp_path / "events", tmp_path / "report"
+    assert "12 events" in command(capsys, "convert", tmp_path / "frame.parquet", "--out", events)
+    assert "report.html" in command(capsys, "evaluate", "--run", "small", "--data", events, "--out", report)
+    assert len(pd.read_parquet(report / "predictions.parquet")) == 12
+    command(capsys, "display", "--run", "small", "--data", events, "--event", "brightest",
+            "--out", report / "event.html")
+    assert (report / "event.html").stat().st_size > 1_000
+
+
+def test_recorded_events_need_no_split(simulated, tmp_path, capsys):
+    "A folder with test/ alone is recognised."
+    pulses, _ = simulated
+    pulses.to_csv(tmp_path / "pulses.csv", index=False)
+    said = command(capsys, "convert", tmp_path / "pulses.csv", "--out", tmp_path / "out")
+    assert "without directions" in said
+    assert "12 predictions" in command(capsys, "predict", "--run", "small", "--data", tmp_path / "out",
+                                       "--out", tmp_path / "p.csv")

@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm.auto import tqdm
 
-from ..common import DataError, atomic_write, shorten
+from ..common import DataError, atomic_write, progress_bar, shorten
 from ..geometry import Geometry, load_geometry
 from .bad_events import SKIPPED_COLUMNS, write_skipped
 from .frames import read_frame
@@ -170,7 +169,7 @@ def write_dataset(
     pieces = [("pulses", pulses, truth)] if isinstance(pulses, pd.DataFrame) else pulses
     folder = None
     try:
-        for name, frame, known in tqdm(pieces, "convert", unit=" files", disable=not progress):
+        for name, frame, known in progress_bar(pieces, "convert", unit=" files", disable=not progress):
             if folder is None: folder = _Folder(out, "test" if known is None else "train", geometry)
             _add_piece(folder, name, frame, known, on_bad_event == "skip")
         if folder is None or not folder.taken: raise DataError(f"no pulses for {out}: choose other tables")
