@@ -43,7 +43,7 @@ from .model import HierarchicalTransformer, model_settings, padded_step, padded_
 from .packing import collate_dom_packing, reference_collate, to_device
 from .simulation.dataset import demo_dataset
 from .style import AMBER, BLUE, GREEN, GREY, ORANGE, PINK
-from .training import MuonAdamW, TrainSettings, train_step
+from .training import MuonAdamW, TrainSettings, keep_random_state, train_step
 from .yardsticks import FullPulseTransformer, batch_operations, padded_events, pile_up
 
 # %% ../nbs/51_benchmarks.ipynb #74d02a32
@@ -606,7 +606,7 @@ def run_benchmarks(
     if out == "auto": out = Path("benchmarks/results") / f"{machine['name']}.json"
     if out: Path(out).parent.mkdir(parents=True, exist_ok=True)     # fails now, not after minutes
     results, start = dict(machine=machine, settings={}, measured={}, errors={}), time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, keep_random_state(device):
         b = Bench(folder, data, preset, device, quick)
         results["settings"] = _describe_run(b)
         for name, measure in _chosen_measurements(b, only, progress):

@@ -290,8 +290,9 @@ def predict_dataset(
     model.check_geometry(dataset.geometry)
     indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
     packed = PackedBatches(dataset, _own_batches(dataset, indices, max_pulses), model.settings.max_seq_len)
+    # A generator of its own: loading must not advance the random numbers of the session.
     loader = torch.utils.data.DataLoader(packed, batch_size=None, num_workers=workers,
-                                         pin_memory=model.device.type == "cuda")
+                                         pin_memory=model.device.type == "cuda", generator=torch.Generator())
     bar = tqdm(loader, "predict", unit="batch", disable=not progress or rank() > 0)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return gather_table(model.predict(bar))
@@ -313,7 +314,8 @@ def _load(cls, path, device, pool):
     settings, state, parts = read_file(path)
     kind = find_model(None if parts is None else parts["model"], cls)
     if parts is not None: pool = find_part(parts.get("pool"), pool, "pool")
-    model = kind(settings) if pool is None else kind(settings, pool=pool)
+    with torch.random.fork_rng([]):      # initial weights are random, and replaced
+        model = kind(settings) if pool is None else kind(settings, pool=pool)
     model.t2.sensors = torch.empty_like(state["t2.sensors"])
     try: model.load_state_dict(state)
     except RuntimeError as e:

@@ -307,6 +307,11 @@ def _set_random_state(device, state):
     torch.set_rng_state(cpu)
     if gpu is not None: torch.cuda.set_rng_state(gpu, device)
 
+# %% ../nbs/20_training.ipynb #5d1c0e7a
+def keep_random_state(device):
+    "A context that ends with torch's random state of its start: what is seeded inside stays inside."
+    return torch.random.fork_rng([device] if torch.device(device).type == "cuda" else [])
+
 # %% ../nbs/20_training.ipynb #dc8404fc
 def _replace_targets(
     batch:dict, # packed, on the CPU
@@ -603,7 +608,7 @@ def fit(
         share_weights(m)
         m.t2.calibration.fill_(1.)
     held_out, motions = _choose_held_out(train_ds, settings), _choose_motions(train_ds, settings)
-    with _stop_signal() as stop:
+    with _stop_signal() as stop, keep_random_state(model.device):
         job = _Job(Path(run), model, average, optimizer, train_ds, valid_ds, targets, held_out, motions,
                    settings, state, _Pace(state, settings, clock, stop), progress and rank() == 0)
         _run_epochs(job, workers, on_epoch)
@@ -707,7 +712,7 @@ def train(
     targets=None, # function of event ids (B,) and true unit vectors (B, 3): vectors (B, 3) to learn from
 ) -> pd.DataFrame: # the log
     "Train a model on a data set, with all processes that `torchrun` started; results lie in its folder."
-    with process_group(device) as device, ExitStack() as stack:
+    with process_group(device) as device, keep_random_state(device), ExitStack() as stack:
         run, settings = Path(run).expanduser(), settings or TrainSettings()
         files = choose_batches(data, train_batches, valid_batches, on_bad_event)
         train_ds, valid_ds = _open_data(data, files, settings, on_bad_event)

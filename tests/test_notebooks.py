@@ -2,6 +2,7 @@
 
 `nbdev_test` runs each once more with the events of ICEAGGR_PPC, except those that run here in `make test`."""
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(ROOT.glob("nbs/**/[!._]*.ipynb"))
-QUICK = [p for p in NOTEBOOKS if p.parent.name == "tutorials" or (p.parent.name == "nbs" and p.name[0] == "1")]
+QUICK = [p for p in NOTEBOOKS if re.match(r"nbs/(tutorials/|1\d_)", p.relative_to(ROOT).as_posix())]
 WRITTEN = {"iceaggr", "nbs"}     # by nbdev_export in the last cell of a notebook
 FIGURES = ("image/", "application/vnd.plotly", "application/vnd.jupyter.widget-view")
 
