@@ -42,7 +42,7 @@ from .io.kaggle import find_batches
 from .model import HierarchicalTransformer, model_settings, padded_step, padded_t2, padded_vector
 from .packing import collate_dom_packing, reference_collate, to_device
 from .simulation.dataset import demo_dataset
-from .style import AMBER, BLUE, GREEN, GREY, ORANGE, PINK
+from .style import AMBER, BLUE, GREEN, GREY, ORANGE, PINK, new_figure
 from .training import MuonAdamW, TrainSettings, keep_random_state, train_step
 from .yardsticks import FullPulseTransformer, batch_operations, padded_events, pile_up
 
@@ -715,8 +715,7 @@ COLOURS = {"iceaggr": BLUE, "training": GREEN, "reference": ORANGE, "full-pulse"
 
 def _new_figure(width=6.2, height=3.4, **labels): # figure, axes
     "An empty figure with the labels of its axes."
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = new_figure(width, height)
     axes = figure.subplots()
     axes.set(**labels)
     axes.spines[["top", "right"]].set_visible(False)

@@ -61,6 +61,7 @@ from .io.bad_events import write_skipped
 from .io.kaggle import all_batches, find_batches
 from .model import PRESETS, HierarchicalTransformer, model_settings, predict_dataset
 from .packing import split_batch, to_device
+from .style import new_figure
 from .weights import read_weights
 
 # %% ../nbs/20_training.ipynb #642caec1
@@ -661,8 +662,7 @@ def plot_log(
     log:pd.DataFrame, # the log of a run
 ): # matplotlib figure
     "Curves of a run: loss, and angular error on the validation events."
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    figure = new_figure(9, 2.8)
     losses, errors = figure.subplots(1, 2)
     for column, style, label in (("train_loss", "o-", "training"), ("held_out_loss", "^:", "held out"),
                                  ("valid_loss", "s--", "validation")):

@@ -12,10 +12,12 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 import session
 import ipywidgets, matplotlib, plotly.graph_objects
 import matplotlib.pyplot as plt
+formatter = get_ipython().display_formatter
 
 def renew():
     "As in a session that has drawn nothing yet: the kernel's backend is not loaded."
     plt._backend_mod = None
+    formatter.formatters["image/png"].type_printers.pop(matplotlib.figure.Figure, None)
     sys.modules.pop("matplotlib_inline.backend_inline", None)
     matplotlib.interactive(False)
 
@@ -23,8 +25,11 @@ def call(plot):
     "What the first drawing of a session changes, besides what a plain figure does."
     renew()
     before = session.session_state()
-    plot(given)
+    result = plot(given)
     found = session.session_state()
+    found["picture of the result"] = before["picture of the result"] = True
+    if isinstance(result, matplotlib.figure.Figure):
+        found["picture of the result"] = "image/png" in formatter.format(result)[0]
     plt.close("all")
     for name in ("matplotlib's settings", "matplotlib's interactive flag"):
         if found[name] == alone[name]: found[name] = before[name]
