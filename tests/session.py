@@ -176,7 +176,7 @@ class Given:
 def _save_static(g):
     figure = matplotlib.figure.Figure()
     figure.subplots().plot([1, 2])
-    for ending in ("pdf", "svg", "png"): display.save_display(figure, g.new_path(f"event.{ending}"))
+    for ending in ("pdf", "svg"): display.save_display(figure, g.new_path(f"event.{ending}"))
 
 
 def _fit(g):

@@ -1,6 +1,6 @@
 """The notebooks as a user has them: in a Jupyter kernel, without a GPU and without ICEAGGR_PPC, every cell.
 
-`nbdev_test` runs each once more with the events of ICEAGGR_PPC, except those that run here in `make test`."""
+`make test` runs the tutorials and part II here and the others by `nbdev_test`, `make slow` all of them here."""
 import os
 import re
 import shutil
@@ -13,6 +13,14 @@ NOTEBOOKS = sorted(ROOT.glob("nbs/**/[!._]*.ipynb"))
 QUICK = [p for p in NOTEBOOKS if re.match(r"nbs/(tutorials/|1\d_)", p.relative_to(ROOT).as_posix())]
 WRITTEN = {"iceaggr", "nbs"}     # by nbdev_export in the last cell of a notebook
 FIGURES = ("image/", "application/vnd.plotly", "application/vnd.jupyter.widget-view")
+
+
+def test_no_notebook_runs_twice_or_never():
+    "`nbdev_test` in .ci/check skips the notebooks that run here, and the studies of the night."
+    command = next(s for s in (ROOT / ".ci/check").read_text().splitlines() if s.startswith("nbdev_test"))
+    folders, files = (re.search(rf"--skip_{kind}_re '(.+?)'", command)[1] for kind in ("folder", "file"))
+    skipped = [p for p in NOTEBOOKS if re.search(files, p.name) or re.search(folders, p.parent.name)]
+    assert skipped == [p for p in NOTEBOOKS if p in QUICK or p.parent.name == "studies"]
 
 
 @pytest.fixture
