@@ -18,7 +18,7 @@ from iceaggr.simulation.dataset import demo_dataset
 
 @pytest.fixture(scope="module")
 def dataset():
-    "Simulated events of the nominal detector."
+    "Simulated events of the surveyed detector."
     return IceCubeDataset(demo_dataset())
 
 

@@ -1,6 +1,7 @@
 """The notebooks as a user has them: in a Jupyter kernel, without a GPU and without ICEAGGR_PPC, every cell.
 
-`make test` runs the tutorials and part II here and the others by `nbdev_test`, `make slow` all of them here."""
+`make test` runs the tutorials and part II here, `make slow` the others. `nbdev_test` runs most of those with
+the events of ICEAGGR_PPC, where it is set."""
 import os
 import re
 import shutil
