@@ -56,7 +56,8 @@ def run_notebook(path):
     nbformat, nbclient = (pytest.importorskip(name) for name in ("nbformat", "nbclient"))
     notebook = nbformat.read(path, 4)
     where = {"metadata": {"path": str(path.parent)}}
-    nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources=where).execute()
+    options = dict(timeout=900, kernel_name="python3", shutdown_kernel="immediate", resources=where)
+    nbclient.NotebookClient(notebook, **options).execute()
     return notebook
 
 
