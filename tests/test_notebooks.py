@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted(ROOT.glob("nbs/**/[!._]*.ipynb"))
+NOTEBOOKS = sorted(p for p in ROOT.glob("nbs/**/[!._]*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 QUICK = [p for p in NOTEBOOKS if re.match(r"nbs/(tutorials/|1\d_)", p.relative_to(ROOT).as_posix())]
 WRITTEN = {"iceaggr", "nbs"}     # by nbdev_export in the last cell of a notebook
 FIGURES = ("image/", "application/vnd.plotly", "application/vnd.jupyter.widget-view")
