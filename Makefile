@@ -41,9 +41,13 @@ demo: install
 test: install
 	PATH=$(CURDIR)/$(BIN):$$PATH bash .ci/check
 
-# The notebooks of the studies: a nightly workflow runs them.
+# The notebooks of the studies: a nightly workflow runs them. Also the notebooks that `make test` runs without
+# ICEAGGR_PPC, with its events where it is set.
+NBDEV_TEST := PATH=$(CURDIR)/$(BIN):$$PATH OMP_NUM_THREADS=1 MPLBACKEND=agg nbdev_test --n_workers 2
 studies: install
-	PATH=$(CURDIR)/$(BIN):$$PATH OMP_NUM_THREADS=1 MPLBACKEND=agg nbdev_test --path nbs/studies --n_workers 2
+	$(NBDEV_TEST) --path nbs/studies
+	$(NBDEV_TEST) --path nbs/tutorials
+	$(NBDEV_TEST) --file_re '^1[0-9]_'
 
 # The tests that take minutes: a nightly workflow runs them.
 slow: install

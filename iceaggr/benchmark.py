@@ -41,8 +41,8 @@ from .io.kaggle import find_batches
 from .model import HierarchicalTransformer, model_settings, padded_step, padded_t2, padded_vector
 from .packing import collate_dom_packing, reference_collate, to_device
 from .simulation.dataset import demo_dataset
-from .style import AMBER, BLUE, GREEN, GREY, ORANGE, PINK
-from .training import MuonAdamW, TrainSettings, train_step
+from .style import AMBER, BLUE, GREEN, GREY, ORANGE, PINK, new_figure
+from .training import MuonAdamW, TrainSettings, keep_random_state, train_step
 from .yardsticks import FullPulseTransformer, batch_operations, padded_events, pile_up
 
 # %% ../nbs/51_benchmarks.ipynb #74d02a32
@@ -604,7 +604,7 @@ def run_benchmarks(
     if out == "auto": out = Path("benchmarks/results") / f"{machine['name']}.json"
     if out: Path(out).parent.mkdir(parents=True, exist_ok=True)     # fails now, not after minutes
     results, start = dict(machine=machine, settings={}, measured={}, errors={}), time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, keep_random_state(device):
         b = Bench(folder, data, preset, device, quick)
         results["settings"] = _describe_run(b)
         for name, measure in _chosen_measurements(b, only, progress):
@@ -714,8 +714,7 @@ COLOURS = {"iceaggr": BLUE, "training": GREEN, "reference": ORANGE, "full-pulse"
 
 def _new_figure(width=6.2, height=3.4, **labels): # figure, axes
     "An empty figure with the labels of its axes."
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = new_figure(width, height)
     axes = figure.subplots()
     axes.set(**labels)
     axes.spines[["top", "right"]].set_visible(False)

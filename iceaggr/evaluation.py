@@ -21,7 +21,7 @@ from .common import DataError, shorten, single_line
 from .data import IceCubeDataset
 from .direction import angles_to_vector, angular_error, vmf_quantile
 from .io.kaggle import UNREADABLE, open_parquet
-from .style import BLUE, GREY, ORANGE
+from .style import BLUE, GREY, ORANGE, new_figure
 
 # %% ../nbs/22_evaluation.ipynb #c3bffaef
 def _truth_columns(path): # truth.parquet
@@ -392,8 +392,7 @@ METHOD_NAMES = {"model": "model", "line_fit": "line fit"}
 # %% ../nbs/22_evaluation.ipynb #c8e7911e
 def _axes(n=1, width=6.4, height=3.8):
     "A figure of n panels in a row, unknown to pyplot."
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = new_figure(width, height)
     axes = figure.subplots(1, n, squeeze=False)[0]
     for ax in axes: ax.spines[["top", "right"]].set_visible(False)
     return figure, axes

@@ -311,7 +311,7 @@ def _check_geometry(sensors, geometry, tolerance):
         f"the sensors of the data lie up to {off.max():.1f} m (sensor {int(off.argmax())}) from those of the "
         "model: use a model trained on this geometry, or simulate with `--geometry` and the model's name")
 
-# %% ../nbs/17_model.ipynb #da2be9b0
+# %% ../nbs/17_model.ipynb #m0000041
 def predict_dataset(
     model:HierarchicalTransformer,
     dataset, # IceCubeDataset
@@ -325,8 +325,9 @@ def predict_dataset(
     model.check_geometry(dataset.geometry)
     indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
     packed = PackedBatches(dataset, _own_batches(dataset, indices, max_pulses), model.settings.max_seq_len)
+    # A generator of its own: loading must not advance the random numbers of the session.
     loader = torch.utils.data.DataLoader(packed, batch_size=None, num_workers=workers,
-                                         pin_memory=model.device.type == "cuda")
+                                         pin_memory=model.device.type == "cuda", generator=torch.Generator())
     bar = progress_bar(loader, "predict", unit="batch", disable=not progress or rank() > 0)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return gather_table(model.predict(bar))
@@ -342,13 +343,14 @@ def _own_batches(dataset, indices, max_pulses):
     mine = contiguous_share([n_pulses[start:stop].sum() for start, stop in cuts], rank(), world_size())
     return [indices[start:stop] for start, stop in (cuts[i] for i in mine)]
 
-# %% ../nbs/17_model.ipynb #4955dcf6
+# %% ../nbs/17_model.ipynb #m0000045
 def _load(cls, path, device, pool):
     "A model from a file of weights."
     settings, state, parts = read_file(path)
     kind = find_model(parts.get("model"), cls)
     pool = find_part(parts.get("pool"), pool, "pool")
-    model = kind(settings) if pool is None else kind(settings, pool=pool)
+    with torch.random.fork_rng([]):      # initial weights are random, and replaced
+        model = kind(settings) if pool is None else kind(settings, pool=pool)
     model.t2.sensors = torch.empty_like(state["t2.sensors"])
     try: model.load_state_dict(state)
     except RuntimeError as e:

@@ -27,6 +27,24 @@ def new_axes(
         ax.set(**labels)
     return figure, axes
 
+# %% ../nbs/54_style.ipynb #d51a9c3e
+def new_figure(
+    width:float, # [inch]
+    height:float, # [inch]
+): # matplotlib figure
+    "An empty figure that pyplot does not keep, shown as the value of a cell."
+    from matplotlib.figure import Figure
+
+    class NewFigure(Figure):
+        "A figure with a picture of its own: a kernel learns to show others when pyplot first draws."
+        def _repr_png_(self):
+            import io
+            picture = io.BytesIO()
+            self.savefig(picture, format="png", bbox_inches="tight")
+            return picture.getvalue()
+
+    return NewFigure(figsize=(width, height), layout="constrained")
+
 # %% ../nbs/54_style.ipynb #2f4c0736
 def _draw_png(static) -> str: # base64
     "A matplotlib figure as a PNG, encoded as notebooks store it; the figure is closed."

@@ -6,7 +6,7 @@
 __all__ = ['TrainSettings', 'MuonAdamW', 'predict_with_truth', 'validate', 'calibrate', 'loss_backward', 'train_step', 'fit',
            'plot_log', 'LiveCurves', 'train', 'choose_batches']
 
-# %% ../nbs/20_training.ipynb #e995fa20
+# %% ../nbs/20_training.ipynb #m0000003
 import copy
 import dataclasses
 import functools
@@ -61,6 +61,7 @@ from .io.bad_events import write_skipped
 from .io.kaggle import all_batches, find_batches
 from .model import PRESETS, HierarchicalTransformer, model_settings, predict_dataset
 from .packing import split_batch, to_device
+from .style import new_figure
 from .weights import class_name, read_file
 
 # %% ../nbs/20_training.ipynb #642caec1
@@ -306,6 +307,11 @@ def _set_random_state(device, state):
     cpu, gpu = state
     torch.set_rng_state(cpu)
     if gpu is not None: torch.cuda.set_rng_state(gpu, device)
+
+# %% ../nbs/20_training.ipynb #5d1c0e7a
+def keep_random_state(device):
+    "A context that ends with torch's random state of its start: what is seeded inside stays inside."
+    return torch.random.fork_rng([device] if torch.device(device).type == "cuda" else [])
 
 # %% ../nbs/20_training.ipynb #dc8404fc
 def _replace_targets(
@@ -605,7 +611,7 @@ def fit(
         share_weights(m)
         m.t2.calibration.fill_(1.)
     held_out, motions = _choose_held_out(train_ds, settings), _choose_motions(train_ds, settings)
-    with _stop_signal() as stop:
+    with _stop_signal() as stop, keep_random_state(model.device):
         job = _Job(Path(run), model, average, optimizer, train_ds, valid_ds, targets, held_out, motions,
                    settings, state, _Pace(state, settings, clock, stop), progress and rank() == 0)
         _run_epochs(job, workers, on_epoch)
@@ -659,8 +665,7 @@ def plot_log(
     log:pd.DataFrame, # the log of a run
 ): # matplotlib figure
     "Curves of a run: loss, and angular error on the validation events."
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    figure = new_figure(9, 2.8)
     losses, errors = figure.subplots(1, 2)
     for column, style, label in (("train_loss", "o-", "training"), ("held_out_loss", "^:", "held out"),
                                  ("valid_loss", "s--", "validation")):
@@ -710,7 +715,7 @@ def train(
     targets=None, # function of event ids (B,) and true unit vectors (B, 3): vectors (B, 3) to learn from
 ) -> pd.DataFrame: # the log
     "Train a model on a data set, with all processes that `torchrun` started; results lie in its folder."
-    with process_group(device) as device, ExitStack() as stack:
+    with process_group(device) as device, keep_random_state(device), ExitStack() as stack:
         run, settings = Path(run).expanduser(), settings or TrainSettings()
         files = choose_batches(data, train_batches, valid_batches, on_bad_event)
         train_ds, valid_ds = _open_data(data, files, settings, on_bad_event)

@@ -1,5 +1,4 @@
 "Attention maps: weights that give the outputs of the model's own layers."
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -10,9 +9,6 @@ from iceaggr.attention_maps import (
     _interval_means,
     dom_attention,
     event_attention,
-    plot_dom,
-    plot_event_pooling,
-    plot_intervals,
 )
 from iceaggr.data import IceCubeDataset
 from iceaggr.model import HierarchicalTransformer
@@ -22,7 +18,7 @@ from iceaggr.simulation.dataset import demo_dataset
 
 @pytest.fixture(scope="module")
 def dataset():
-    "Simulated events of the nominal detector."
+    "Simulated events of the surveyed detector."
     return IceCubeDataset(demo_dataset())
 
 
@@ -127,14 +123,3 @@ def test_interval_means_hold_all_weight(model, event):
     assert count.sum() == n * (n - 1)
     total = n * float(maps.weights[0, 1].numpy()[pairs].sum())
     assert np.isclose(np.nansum(mean * count), total, rtol=1e-4)
-
-
-def test_plots_leave_the_settings_of_matplotlib_alone(model, event, busy, dataset):
-    "All three figures."
-    before, interactive = dict(plt.rcParams), plt.isinteractive()
-    maps = event_attention(model, event)
-    plt.close(plot_dom(model, event, busy))
-    plt.close(plot_intervals(maps, [(0, 0), (0, 1)]))
-    plt.close(plot_intervals(maps, [(0, 0)]))
-    plt.close(plot_event_pooling(maps, dataset.geometry, event["target"]))
-    assert dict(plt.rcParams) == before and plt.isinteractive() == interactive

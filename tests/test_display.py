@@ -36,7 +36,7 @@ COLUMNS = ["time", "charge", "sensor_id", "auxiliary"]
 
 @pytest.fixture(scope="module")
 def dataset():
-    "Simulated events of the nominal detector."
+    "Simulated events of the surveyed detector."
     return IceCubeDataset(demo_dataset())
 
 

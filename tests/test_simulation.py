@@ -17,6 +17,7 @@ from iceaggr.geometry import (
     ice_optics,
     load_geometry,
 )
+from iceaggr.model import HierarchicalTransformer
 from iceaggr.simulation import dataset, light, neutrinos, readout
 from iceaggr.simulation.dataset import demo_dataset, make_detector, simulate_dataset, simulate_events
 from iceaggr.simulation.light import Detector
@@ -489,13 +490,14 @@ def test_geometry_that_never_triggers(monkeypatch):
 
 
 def test_demo_data_are_made_once(tmp_path, monkeypatch):
-    "The second call gives the same folder."
+    "The second call gives the same folder; its detector is that of the pretrained models."
     monkeypatch.setattr(dataset.tempfile, "tempdir", str(tmp_path))
     demo = demo_dataset(20)
     assert demo == demo_dataset(20)
     assert demo.parent == tmp_path
     assert len(list((demo / "train").glob("batch_*.parquet"))) == 5
     assert list(tmp_path.iterdir()) == [demo]
+    HierarchicalTransformer.from_pretrained("small").check_geometry(load_geometry(demo), 0.01)
 
 
 def test_package_imports_lazily():

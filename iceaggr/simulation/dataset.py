@@ -410,14 +410,14 @@ def demo_dataset(
     n_events:int=5_000, # at least 20
     seed:int=0,
 ): # Path
-    "A small simulated data set of five files, made once in the user's temporary folder."
+    "A small simulated data set of the surveyed detector, five files made once in the temporary folder."
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
-    home = Path(tempfile.gettempdir()) / f"iceaggr-demo-{user}-{VERSION}-{n_events}-{seed}"
+    home = Path(tempfile.gettempdir()) / f"iceaggr-demo-{user}-surveyed-{VERSION}-{n_events}-{seed}"
     finished = home / "simulation.json"
     if finished.is_file(): return home
     making = Path(tempfile.mkdtemp(prefix=f"{home.name}.", dir=home.parent))
     try:
-        simulate_dataset(making, n_events, seed, progress=False)
+        simulate_dataset(making, n_events, seed, geometry="small", progress=False)
         os.rename(making, home)
     except OSError:
         if not finished.is_file(): raise  # otherwise another process was faster
