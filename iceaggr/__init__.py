@@ -23,6 +23,8 @@ _HOME = {
     "simulate_dataset": "simulation.dataset",
     "Geometry": "geometry",
     "load_geometry": "geometry",
+    "convert": "io.convert",
+    "write_dataset": "io.writing",
 }
 __all__ = list(_HOME)
 
