@@ -25,7 +25,7 @@ README_WORDS = 700
 FLOORS = [
     ["common", "style"],
     ["geometry", "direction", "pulses", "engine.distributed"],
-    ["io.kaggle", "io.bad_events", "io.prepared", "io.frames", "io.graphnet"],
+    ["io.kaggle", "io.bad_events", "io.prepared", "io.frames", "io.graphnet", "io.i3"],
     ["data", "engine.prepare", "display", "line_fit"],
     ["packing", "features", "pooling", "attention", "engine.cpu_attention", "engine.loading"],
     ["dom_transformer", "accumulator", "event_transformer"],

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['USUAL_PULSES', 'I3Frame', 'i3_frames', 'I3Tree', 'i3_geometry', 'I3Pulses', 'I3Mask', 'i3_events', 'read_i3']
 
-# %% ../../nbs/47_i3.ipynb #35d12b01
+# %% ../../nbs/47_i3.ipynb #6595a163
 import binascii
 import bz2
 import gzip
@@ -23,10 +23,10 @@ import pandas as pd
 from ..common import DataError, plural, shorten
 from ..geometry import DOMS_PER_STRING, N_SENSORS, N_STRINGS
 
-# %% ../../nbs/47_i3.ipynb #7eeed52c
+# %% ../../nbs/47_i3.ipynb #1092cb60
 class _Unreadable(ValueError): "What is wrong with some bytes; who catches it adds where."
 
-# %% ../../nbs/47_i3.ipynb #ead23b34
+# %% ../../nbs/47_i3.ipynb #cdea04ab
 def _open(path): # a binary file that reads uncompressed bytes
     "Open a file by its first bytes: gzip, bzip2, Zstandard or plain."
     path = Path(path)
@@ -38,15 +38,16 @@ def _open(path): # a binary file that reads uncompressed bytes
     if start == b"[i3]": return path.open("rb")
     raise DataError(f"{path}: not an i3 file; it begins with {start!r} in place of [i3]")
 
-# %% ../../nbs/47_i3.ipynb #afbd8ccd
+# %% ../../nbs/47_i3.ipynb #53561158
 def _open_zstd(path):
-    try: import zstandard
+    try:
+        import zstandard
     except ImportError:
-        raise DataError(f"{path} is compressed with Zstandard: install a reader with "
-                        f"`pip install zstandard`, or unpack the file with `zstd -d`") from None
+        raise DataError(f"{path} is compressed with Zstandard: `pip install zstandard`, or unpack the file "
+                        "with `zstd -d`") from None
     return zstandard.open(path)
 
-# %% ../../nbs/47_i3.ipynb #7c764b30
+# %% ../../nbs/47_i3.ipynb #4199661c
 _LARGEST = 2**30        # bytes of an object; IceTray's own limit is 4 times higher
 _SHORT, _LONG = struct.Struct("<I"), struct.Struct("<Q")
 
@@ -80,7 +81,7 @@ class _Input:
         if not self.data: self.data += self.file.read(1 << 20)
         return bool(self.data)
 
-# %% ../../nbs/47_i3.ipynb #490bc8e5
+# %% ../../nbs/47_i3.ipynb #da6d3409
 @cache
 def _crc_table(level:int) -> np.ndarray: # (4, 256) uint32
     "Where each value of each byte of a word goes when the CRC moves on by 2^level words."
@@ -89,13 +90,13 @@ def _crc_table(level:int) -> np.ndarray: # (4, 256) uint32
     for _ in range(32): word = word >> 1 ^ (word & 1) * np.uint32(0x82F63B78)     # Castagnoli's polynomial
     return word
 
-# %% ../../nbs/47_i3.ipynb #be4db523
+# %% ../../nbs/47_i3.ipynb #61959960
 def _move_on(word, level): # any shape, uint32
     "CRCs after 2^level words of zeros."
     table, part = _crc_table(level), np.ascontiguousarray(word).view(np.uint8).reshape(*word.shape, 4)
     return table[0][part[..., 0]] ^ table[1][part[..., 1]] ^ table[2][part[..., 2]] ^ table[3][part[..., 3]]
 
-# %% ../../nbs/47_i3.ipynb #7054aabc
+# %% ../../nbs/47_i3.ipynb #98790e4b
 def _crc32c(data:bytes) -> int: # starts at 0, without the usual inversions
     "CRC-32C as IceTray computes it."
     word, level = np.frombuffer(bytes(-len(data) % 4) + data, "<u4"), 0     # zeros in front change nothing
@@ -105,7 +106,7 @@ def _crc32c(data:bytes) -> int: # starts at 0, without the usual inversions
         level += 1
     return int(_move_on(word, 0)[0])
 
-# %% ../../nbs/47_i3.ipynb #cd66e6e9
+# %% ../../nbs/47_i3.ipynb #390c9a09
 _HEAD = struct.Struct("<4sIBB")     # tag, version, and the preamble of the class of the letter
 _STOP = struct.Struct("<cI")        # letter, number of objects
 
@@ -128,7 +129,7 @@ def _next_frame(source, where): # an _Input; file and frame, for messages. Retur
     return stop, {key: _Object(memoryview(body)[a - start:b - start], f"{where}, key {key}")
                   for key, (_, _, (a, b)) in zip(texts, places, strict=True)}
 
-# %% ../../nbs/47_i3.ipynb #2937ee8f
+# %% ../../nbs/47_i3.ipynb #270d137a
 class _Object:
     "The bytes of an object, and its value once it is decoded."
     def __init__(self, data, where): self.data, self.where, self.known = data, where, None
@@ -148,7 +149,7 @@ class _Object:
             if isinstance(e, struct.error): e = "its bytes end too early: the file is damaged"
             raise DataError(f"{self.where}: {e}") from None
 
-# %% ../../nbs/47_i3.ipynb #691683d7
+# %% ../../nbs/47_i3.ipynb #75041424
 class I3Frame(Mapping):
     "The objects of a frame by key. An object is decoded when it is first asked for."
     def __init__(self,
@@ -176,7 +177,7 @@ class I3Frame(Mapping):
         "A pulse map, its masks and unions applied."
         return _resolve(self, key)
 
-# %% ../../nbs/47_i3.ipynb #62f7707b
+# %% ../../nbs/47_i3.ipynb #3934f890
 def i3_frames(
     path, # of an i3 file, perhaps compressed (gz, bz2, zst)
     stops:str="P", # letters of the frames to give
@@ -196,7 +197,7 @@ def i3_frames(
             if stop in stops: yield I3Frame(f"{path}: frame {number}", stop, _merge(stop, objects, parents))
             number += 1
 
-# %% ../../nbs/47_i3.ipynb #b656906d
+# %% ../../nbs/47_i3.ipynb #cf831d9d
 def _merge(stop, objects, parents): # key -> _Object; letter -> the same
     "The objects that a frame shows."
     merged = dict(objects)
@@ -205,7 +206,7 @@ def _merge(stop, objects, parents): # key -> _Object; letter -> the same
         for key, value in lent.items(): merged.setdefault(key, value)
     return merged
 
-# %% ../../nbs/47_i3.ipynb #491b0681
+# %% ../../nbs/47_i3.ipynb #e0a30a1e
 class _Archive:
     "The bytes of an object, read from front to back."
     def __init__(self, data): self.data, self.at, self.classes, self.numbered = data, 0, {}, 0
@@ -261,11 +262,12 @@ class _Archive:
         self.number("h")     # class number, which has no use here
         return self.text()
 
-# %% ../../nbs/47_i3.ipynb #460d7771
+# %% ../../nbs/47_i3.ipynb #93041a48
 def _too_many(n, left): # an error
-    return _Unreadable(f"{n:,} items are announced where {max(left, 0):,} bytes are left: the file is damaged")
+    return _Unreadable(f"{n:,} items are announced where {max(left, 0):,} bytes are left: "
+                       "the file is damaged")
 
-# %% ../../nbs/47_i3.ipynb #00f03144
+# %% ../../nbs/47_i3.ipynb #ce3e23c3
 _PREAMBLE, _struct = struct.Struct("<BB"), cache(lambda code: struct.Struct("<" + code))
 _BASE = "I3FrameObject"     # the base class of most
 _VERSIONS = {     # of each class, as far as they are known; all others: 0
@@ -290,7 +292,7 @@ def _decode(archive, name):
     if left and name != "I3Geometry": raise _Unreadable(f"{left:,} bytes are left over of class {name}")
     return value
 
-# %% ../../nbs/47_i3.ipynb #a18ed664
+# %% ../../nbs/47_i3.ipynb #9f85e6ad
 def _plain(name, value): # class; function of an _Archive
     "Decode a class that holds one value."
     def read(archive):
@@ -316,7 +318,7 @@ for _name, _value in dict(Double=_read_double, Int=_read_int, Bool=_read_flag).i
     _plain(f"I3MapString{_name}", lambda archive, value=_value: _read_map(archive, value))
 _plain("I3String", _Archive.text)
 
-# %% ../../nbs/47_i3.ipynb #2156053d
+# %% ../../nbs/47_i3.ipynb #5e33c3c0
 _MIDYEAR_LEAPS = {2012: 182, 2015: 181}     # year: days to July, which began after a leap second
 
 def _utc(year, tenths) -> np.datetime64: # [ns]
@@ -332,7 +334,7 @@ def _time(archive):
     archive.begin("I3Time")
     return _utc(*archive.read(_struct("iq")))
 
-# %% ../../nbs/47_i3.ipynb #310eddf9
+# %% ../../nbs/47_i3.ipynb #c03e4edd
 @_decodes("I3EventHeader")
 def _event_header(archive) -> dict:
     "Who and when an event is."
@@ -345,7 +347,7 @@ def _event_header(archive) -> dict:
     header["stream"] = archive.text() if version > 2 else ""
     return header | dict(start_time=_time(archive), end_time=_time(archive))
 
-# %% ../../nbs/47_i3.ipynb #9d6f2c0a
+# %% ../../nbs/47_i3.ipynb #209e8d72
 _PARTICLE = [     # inside the first particle, each of `object` and `base` comes after a preamble
     ("object", "<u4"), ("base", "<u4"), ("minor", "<i4"), ("major", "<u8"), ("pid", "<i4"), ("shape", "<i4"),
     ("status", "<i4"), ("pos_object", "<u4"), ("pos_base", "<u4"), ("position", "<f8", 3),
@@ -364,7 +366,7 @@ def _first_particle(archive) -> np.ndarray: # (1,) of _PARTICLE
         else: particle[name] = archive.array((code, particle[name].shape[1:]), 1)
     return particle
 
-# %% ../../nbs/47_i3.ipynb #c202465a
+# %% ../../nbs/47_i3.ipynb #d996af67
 def _particles(archive, n, extra=()): # extra: fields after each particle. Returns (n,) array
     "Particles in a row."
     if not n: return np.zeros(0, [*_PARTICLE, *extra])
@@ -383,7 +385,7 @@ def _particles(archive, n, extra=()): # extra: fields after each particle. Retur
     particles["pid"] = _pdg_codes(particles["pid"], archive.preamble("I3Particle")[1])
     return particles
 
-# %% ../../nbs/47_i3.ipynb #e24d4e8f
+# %% ../../nbs/47_i3.ipynb #e9641ff7
 def _check_numbers(number, expected): # (n,) each
     "Objects are numbered in their order."
     wrong = np.flatnonzero(number != expected)
@@ -391,11 +393,12 @@ def _check_numbers(number, expected): # (n,) each
         raise _Unreadable(f"object {number[wrong[0]]} in place of {expected[wrong[0]]}: references to other "
                           "objects are not known here")
 
-# %% ../../nbs/47_i3.ipynb #4bbc43f9
+# %% ../../nbs/47_i3.ipynb #4beba0ac
 _OLD_CODES = {     # version 3
     1: 22, 2: -11, 3: 11, 5: -13, 6: 13, 7: 111, 8: 211, 9: -211, 10: 130, 11: 321, 12: -321, 13: 2112,
     14: 2212, 15: -2212, 16: 310, 66: 12, 67: -12, 68: 14, 69: -14, 131: -15, 132: 15, 133: 16, 134: -16,
-    -4: -2000000004, -41: -2000000041, **{-k: -2000000000 - k for k in (1001, 1002, 1003, 1004, 1005, 1006, 1111)},
+    -4: -2000000004, -41: -2000000041,
+    **{-k: -2000000000 - k for k in (1001, 1002, 1003, 1004, 1005, 1006, 1111)},
 }
 _OLDEST_CODES = {     # version 2
     1: 22, 2: -11, 3: 11, 4: -2000000004, 5: -13, 6: 13, 7: 111, 8: 211, 9: -211, 11: 321, 12: -321, 14: 2212,
@@ -403,20 +406,23 @@ _OLDEST_CODES = {     # version 2
     **{k: -2000000000 - k for k in (1001, 1002, 1003, 1004, 1005, 1006)},
 }
 
+# %% ../../nbs/47_i3.ipynb #70f63be0
 def _pdg_codes(code, version): # (n,)
     "The codes of the Particle Data Group."
     if version >= 5: return code
     known = _OLDEST_CODES if version == 2 else _OLD_CODES
-    nucleus = lambda c: 1_000_000_000 + c % 100 * 10_000 + c // 100 * 10 if version == 3 and c >= 302 else 0
-    return np.array([known.get(c) or nucleus(c) for c in code.tolist()], np.int32)
+    return np.array([known.get(c) or _nucleus(c) * (version == 3) for c in code.tolist()], np.int32)
 
-# %% ../../nbs/47_i3.ipynb #2a7d1e0b
+def _nucleus(code): # 100 A + Z
+    return 1_000_000_000 + code % 100 * 10_000 + code // 100 * 10 if 302 <= code < 9_900 else 0
+
+# %% ../../nbs/47_i3.ipynb #c57cb6fc
 class I3Tree(NamedTuple):
     "The particles of a simulated event, depth first."
-    particles: np.ndarray   # (n,) structured: pid (PDG), position [m], zenith, azimuth [rad], energy [GeV], ...
+    particles: np.ndarray   # (n,) structured: pid (PDG), position [m], zenith, azimuth [rad], energy [GeV] ..
     parent: np.ndarray      # (n,) number of the parent, -1: a primary
 
-# %% ../../nbs/47_i3.ipynb #907698ce
+# %% ../../nbs/47_i3.ipynb #910f5858
 def _tree_by_counts(archive) -> I3Tree: # version 0
     roots, size = archive.number("I"), np.dtype(_PARTICLE).itemsize + 4
     n = (len(archive.data) - archive.at) // size if roots else 0     # the tree is all that follows
@@ -431,7 +437,7 @@ def _tree_by_counts(archive) -> I3Tree: # version 0
     if waiting and roots or len(parent) != n: raise _Unreadable("the tree of particles does not close")
     return I3Tree(particles, np.array(parent, np.int64))
 
-# %% ../../nbs/47_i3.ipynb #5b84f67d
+# %% ../../nbs/47_i3.ipynb #fc1e46b5
 _BITS = 65_535     # of a part of a tree, at most
 
 def _tree_by_bits(archive) -> I3Tree: # version 1
@@ -446,10 +452,10 @@ def _tree_by_bits(archive) -> I3Tree: # version 1
     if not parts: return I3Tree(_particles(archive, 0), np.zeros(0, np.int64))
     return I3Tree(np.concatenate(parts), _parents(np.concatenate(bits).tolist()))
 
-# %% ../../nbs/47_i3.ipynb #68953194
+# %% ../../nbs/47_i3.ipynb #d31f857e
 def _parents(bits:list) -> np.ndarray: # (n,) int64
     "Parents from the links to first child and next sibling."
-    parent, now, child = [], -1, True     # child: the bit tells of the first child of `now`, else of its sibling
+    parent, now, child = [], -1, True     # child: the bit is of the first child of `now`, else of its sibling
     for bit in bits:
         if bit:
             parent.append(now if child or now < 0 else parent[now])
@@ -458,7 +464,7 @@ def _parents(bits:list) -> np.ndarray: # (n,) int64
         elif now >= 0: now = parent[now]
     return np.array(parent, np.int64)
 
-# %% ../../nbs/47_i3.ipynb #ced196d0
+# %% ../../nbs/47_i3.ipynb #dce6d5d7
 @_decodes("I3MCTree")
 def _tree(archive) -> I3Tree:
     version = archive.begin("I3MCTree")
@@ -473,7 +479,7 @@ def _particle_vector(archive): # (n,) of _PARTICLE
     archive.enter("vector")
     return _particles(archive, archive.count())
 
-# %% ../../nbs/47_i3.ipynb #7858d0d3
+# %% ../../nbs/47_i3.ipynb #ea3141d7
 def _om_key(archive) -> tuple: # string, module, PMT
     version = archive.enter("OMKey")
     if version < 2: archive.enter(_BASE)
@@ -501,7 +507,7 @@ def _om_position(archive) -> tuple: # x, y, z [m]
     else: archive.read(_struct("iidd"))     # orientation, type, area, angle
     return position
 
-# %% ../../nbs/47_i3.ipynb #42f94767
+# %% ../../nbs/47_i3.ipynb #65ad3fda
 def i3_geometry(
     path, # of an i3 file with a G frame, such as a GCD file
 ) -> np.ndarray: # (5160, 3) x, y, z [m], in order of `sensor_id`
@@ -520,21 +526,21 @@ def i3_geometry(
                         "season with 86 strings")
     return xyz
 
-# %% ../../nbs/47_i3.ipynb #ea8378a2
+# %% ../../nbs/47_i3.ipynb #3e11f3e2
 def _sensor_ids(key) -> np.ndarray: # key: (D, 3) string, module, PMT. Returns (D,), -1: none of IceCube-86
     "Numbers of the sensors."
     string, module, pmt = np.asarray(key, np.int64).reshape(-1, 3).T
     known = (string >= 1) & (string <= N_STRINGS) & (module >= 1) & (module <= DOMS_PER_STRING) & (pmt == 0)
     return np.where(known, (string - 1) * DOMS_PER_STRING + module - 1, -1)
 
-# %% ../../nbs/47_i3.ipynb #656d1eb3
+# %% ../../nbs/47_i3.ipynb #03c03362
 class I3Pulses(NamedTuple):
     "A pulse map, flat."
     key: np.ndarray      # (D, 3) string, module, PMT, ascending
     count: np.ndarray    # (D,) pulses of each
     pulse: np.ndarray    # (P,) structured: time [ns], charge [p.e.], width [ns], flags (1: local coincidence)
 
-# %% ../../nbs/47_i3.ipynb #8daebdc2
+# %% ../../nbs/47_i3.ipynb #77ec13c3
 _PULSE = [("time", "<f8"), ("charge", "<f4"), ("width", "<f4"), ("flags", "u1")]
 
 @_decodes("I3RecoPulseSeriesMap")
@@ -553,7 +559,7 @@ def _pulse_map(archive) -> I3Pulses:
     pulse = _gather_pulses(archive, series, count[count > 0]) if series else np.zeros(0, _PULSE)
     return I3Pulses(np.array(keys, np.int64).reshape(-1, 3), count, pulse)
 
-# %% ../../nbs/47_i3.ipynb #c5db0d77
+# %% ../../nbs/47_i3.ipynb #1d3a1b77
 def _stored_pulse(archive) -> np.dtype: # of a pulse in the archive
     tracked, version = archive.preamble("I3RecoPulse")
     time = [("time", "<f8" if version == 3 else "<f4")]
@@ -566,7 +572,7 @@ def _pass_pulses(archive, n) -> tuple: # where the pulses begin, number of the f
     if archive.at > len(archive.data): raise _too_many(n, len(archive.data) - start)
     return start, first
 
-# %% ../../nbs/47_i3.ipynb #b14316cf
+# %% ../../nbs/47_i3.ipynb #038c6ffd
 def _gather_pulses(archive, series, count) -> np.ndarray: # (P,) of _PULSE
     "The pulses of all DOMs."
     stored, (start, first) = _stored_pulse(archive), np.array(series, np.int64).T
@@ -578,7 +584,7 @@ def _gather_pulses(archive, series, count) -> np.ndarray: # (P,) of _PULSE
     for name, _ in _PULSE: pulse[name] = found[name]
     return pulse
 
-# %% ../../nbs/47_i3.ipynb #437a8918
+# %% ../../nbs/47_i3.ipynb #ced01ebb
 def _long_stamps(word, header, is_top): # (N,), (R,) uint16; (R,) bool: IceTop
     "Which words are stamps, and what the others add to time and charge of the stamp before them."
     full = np.flatnonzero(((word & 255) == 255) | ((word >> 8 & 63) == 63)).tolist()
@@ -592,14 +598,15 @@ def _long_stamps(word, header, is_top): # (N,), (R,) uint16; (R,) bool: IceTop
         if k >= len(headers): raise _Unreadable("more stamps than headers: the file is damaged")
         first = before < 0 or words[before] >> 15
         last, after = i, i + 1
-        if words[i] & 255 == 255 and (not first or headers[k] >> 13 == 7): more[0, i], after = _rest(words, after)
+        full_time = words[i] & 255 == 255 and (not first or headers[k] >> 13 == 7)
+        if full_time: more[0, i], after = _rest(words, after)
         if words[i] >> 8 & 63 == 63 and not tops[k]: more[1, i], after = _rest(words, after)
         for j in range(i + 1, after):
             is_stamp[j] = False
             hidden += words[j] >> 15
     return is_stamp, more
 
-# %% ../../nbs/47_i3.ipynb #c2d85667
+# %% ../../nbs/47_i3.ipynb #873ede5c
 def _rest(words, i): # the rest that starts at word i; the word behind it
     "Words are added up to the first that is not full."
     total = 0
@@ -608,7 +615,7 @@ def _rest(words, i): # the rest that starts at word i; the word behind it
         if words[i - 1] != 0xFFFF: return total, i
     raise _Unreadable("the stamps end too early: the file is damaged")
 
-# %% ../../nbs/47_i3.ipynb #d50d9fe9
+# %% ../../nbs/47_i3.ipynb #1bf96da3
 def _compact(archive, item, dtype) -> np.ndarray: # item: a C++ type. Returns (n,)
     "A list whose length is a single byte where it is short."
     archive.enter(f"CompactVector<{item}>")
@@ -617,31 +624,33 @@ def _compact(archive, item, dtype) -> np.ndarray: # item: a C++ type. Returns (n
     if n >= 0xFF - 8: n = int.from_bytes(archive.array(np.uint8, 0xFF - n).tobytes(), "little")
     return archive.array(dtype, n)
 
+# %% ../../nbs/47_i3.ipynb #ab4c02b3
 def _runs(code, n) -> np.ndarray: # n: how many values it must give. Returns (n,) uint8
     "Run lengths: 4 bits of value, 4 of length; the lengths of equal values in a row are one number."
     value, part = code & 15, (code >> 4).astype(np.int64)
-    first = np.flatnonzero(np.diff(value, prepend=255))
-    place = np.arange(len(code)) - np.repeat(first, np.diff(first, append=len(code)))
+    first = np.flatnonzero(np.append(True, value[1:] != value[:-1]))[:len(code)]
+    place = np.arange(len(code)) - np.repeat(first, np.append(first[1:], len(code)) - first)
     length = np.add.reduceat(part << np.minimum(4 * place, 40), first) if len(code) else part
     if length.sum() != n: raise _Unreadable(f"{length.sum():,} widths for {n:,} pulses: the file is damaged")
     return np.repeat(value[first], length)
 
-# %% ../../nbs/47_i3.ipynb #78e36fcb
-def _charges(code, is_top, extra) -> np.ndarray: # (P,) code, bool; (IceTop's,) 8 more bits. Returns (P,) [p.e.]
+# %% ../../nbs/47_i3.ipynb #f4feb6fd
+def _charges(code, is_top, extra) -> np.ndarray: # (P,) [p.e.]; extra: 8 more bits for each of IceTop
     "Charges: linear, but logarithmic for IceTop."
     if len(extra) != is_top.sum(): raise _Unreadable(f"{len(extra):,} charges for {is_top.sum():,} of IceTop")
     charge = 0.05 * code + 0.025
     charge[is_top] = 10 ** ((code[is_top] | extra.astype(np.int64) << 6) * 9 / (2**14 - 1) - 2)
     return charge
 
-def _widths(archive, kind) -> np.ndarray: # (P,) 0 to 3: SLC, HLC, and the same of IceTop. Returns (P,) [ns]
+def _widths(archive, kind) -> np.ndarray: # (P,) [ns]; kind: 0 to 3: SLC, HLC, and the same of IceTop
     "Widths: powers of two."
     width = np.zeros(len(kind), np.float32)
-    for k in range(4):
-        width[kind == k] = np.exp2(_runs(_compact(archive, "uint8", np.uint8), (kind == k).sum()))
+    for k, n in enumerate(np.bincount(kind, minlength=4)):
+        code = _compact(archive, "uint8", np.uint8)
+        if n or len(code): width[kind == k] = np.exp2(_runs(code, n))
     return width
 
-# %% ../../nbs/47_i3.ipynb #b2f5aaaf
+# %% ../../nbs/47_i3.ipynb #b0d55aaa
 @_decodes("I3SuperDST")
 def _super_dst(archive) -> I3Pulses:
     "The pulses of a read-out."
@@ -651,9 +660,10 @@ def _super_dst(archive) -> I3Pulses:
     is_stamp, more = _long_stamps(word, header, is_top)
     stamp, more = word[is_stamp], more[:, is_stamp]
     readout = np.cumsum(stamp >> 15) - (stamp >> 15)
-    first = np.diff(readout, prepend=-1) != 0
+    first = np.append(True, readout[1:] != readout[:-1])[:len(stamp)]
     if first.sum() != len(header) or len(stamp) and not stamp[-1] >> 15:
-        raise _Unreadable(f"{len(header):,} headers for {first.sum():,} series of stamps: the file is damaged")
+        raise _Unreadable(f"{len(header):,} headers for {first.sum():,} series of stamps: "
+                          "the file is damaged")
     hlc, is_top = (stamp[first] >> 14 & 1)[readout], is_top[readout]
     pulse = np.zeros(len(stamp), _PULSE)
     pulse["time"] = _absolute_times((stamp & 255) + more[0], header, first, readout)
@@ -662,7 +672,7 @@ def _super_dst(archive) -> I3Pulses:
     pulse["flags"] = np.where(hlc, 7, 4)     # local coincidence, ATWD, FADC; FADC
     return _by_dom((header & 0x1FFF)[readout], pulse)
 
-# %% ../../nbs/47_i3.ipynb #f5c17a74
+# %% ../../nbs/47_i3.ipynb #8f7e4d3a
 def _absolute_times(step, header, first, readout) -> np.ndarray: # (P,) [ns]
     "Times from the start of the read-out, which is 512 ns before 0."
     step[first] += (header >> 13).astype(np.int64) << 8
@@ -676,13 +686,13 @@ def _by_dom(code, pulse) -> I3Pulses: # code: (P,) string << 6 | module - 1
     key = np.stack([dom >> 6, (dom & 63) + 1, np.zeros_like(dom)], 1).astype(np.int64)
     return I3Pulses(key, count, _separate(pulse[order], count))
 
-# %% ../../nbs/47_i3.ipynb #3fb8ad88
+# %% ../../nbs/47_i3.ipynb #6b33e642
 def _separate(pulse, count) -> np.ndarray: # (P,) by DOM and time; (D,) pulses of each DOM
     "Pulses of a DOM that do not overlap."
     time, width = pulse["time"], pulse["width"]
-    gap, last = np.diff(time, append=np.inf), np.cumsum(count) - 1
+    gap, last = np.append(time[1:] - time[:-1], np.inf)[:len(time)], np.cumsum(count) - 1
     gap[last] = np.inf
-    for dom in np.unique(np.searchsorted(last, np.flatnonzero(gap == 0))):
+    for dom in sorted(set(np.searchsorted(last, np.flatnonzero(gap == 0)).tolist())):
         k = slice(last[dom] - count[dom] + 1, last[dom] + 1)
         time[k], width[k] = _separate_dom(time[k].tolist(), width[k].tolist())
         gap[k][:-1] = np.inf
@@ -703,7 +713,7 @@ def _separate_dom(time, width): # lists of one DOM
         waits = not k
     return time, width
 
-# %% ../../nbs/47_i3.ipynb #ff5ae554
+# %% ../../nbs/47_i3.ipynb #4b21c2de
 class I3Mask(NamedTuple):
     "A choice among the pulses of another map."
     source: str             # key of that map
@@ -711,7 +721,7 @@ class I3Mask(NamedTuple):
     count: np.ndarray       # (chosen,) pulses of each chosen DOM
     pulse: np.ndarray       # bool, of all pulses of the chosen DOMs
 
-# %% ../../nbs/47_i3.ipynb #61b8527c
+# %% ../../nbs/47_i3.ipynb #ecbc6d39
 @_decodes("I3RecoPulseSeriesMapMask")
 def _mask(archive) -> I3Mask:
     "Bits in bytes, the lowest first."
@@ -738,14 +748,14 @@ def _read_bits(archive, n) -> tuple: # (n,) bits of each series; all bits
     count = np.maximum(size - unused, 0)
     return count, bits[place < np.repeat(count, size)]
 
-# %% ../../nbs/47_i3.ipynb #e985462a
+# %% ../../nbs/47_i3.ipynb #d4827872
 @_decodes("I3RecoPulseSeriesMapUnion")
 def _union(archive) -> tuple: # of keys
     archive.begin("I3RecoPulseSeriesMapUnion")
     archive.enter("vector")
     return tuple(archive.text() for _ in range(archive.count()))
 
-# %% ../../nbs/47_i3.ipynb #f94d5cda
+# %% ../../nbs/47_i3.ipynb #ed0d5ddb
 _MAPS = ("I3SuperDST", "I3RecoPulseSeriesMap", "I3RecoPulseSeriesMapMask", "I3RecoPulseSeriesMapUnion")
 
 def _resolve(frame, key, within=()) -> I3Pulses: # within: maps that lead to this one
@@ -763,7 +773,7 @@ def _resolve(frame, key, within=()) -> I3Pulses: # within: maps that lead to thi
         return _join([_resolve(frame, k, within) for k in value])
     raise DataError(f"{frame.where}, key {key}: class {frame.kind(key)} is no pulse map")
 
-# %% ../../nbs/47_i3.ipynb #32b3de17
+# %% ../../nbs/47_i3.ipynb #cd69ccfa
 def _apply(mask, pulses, where) -> I3Pulses:
     "The pulses that a mask chooses. A DOM without any is left out, which masks of the result rely on."
     if len(mask.dom) != len(pulses.key) or not np.array_equal(pulses.count[mask.dom], mask.count):
@@ -783,7 +793,7 @@ def _join(maps) -> I3Pulses:
     order = np.lexsort((pulse["time"], dom))
     return I3Pulses(key, np.bincount(dom, minlength=len(key)), pulse[order])
 
-# %% ../../nbs/47_i3.ipynb #10d15c71
+# %% ../../nbs/47_i3.ipynb #6fc6d008
 def _primary(frame, mctree): # a record of _PARTICLE, or None
     "The particle whose direction is wanted."
     if "MCInIcePrimary" in frame:
@@ -799,12 +809,11 @@ def _truth(frame, mctree) -> dict: # column -> value, NaN or None where unknown
     columns = ("azimuth", "zenith", "energy", "position_x", "position_y", "position_z")
     if particle is None: return dict.fromkeys(columns, np.nan) | dict(pid=None, interaction_type=None)
     values = [*(particle[c] for c in columns[:3]), *particle["position"]]
-    weights = frame["I3MCWeightDict"] if "I3MCWeightDict" in frame else {}
-    kind = weights.get("InteractionType")
+    kind = frame.get("I3MCWeightDict", {}).get("InteractionType")
     return dict(zip(columns, map(float, values), strict=True)) | dict(
         pid=int(particle["pid"]), interaction_type=None if kind is None else int(kind))
 
-# %% ../../nbs/47_i3.ipynb #4aecc362
+# %% ../../nbs/47_i3.ipynb #bd3fbc4c
 def i3_events(
     path, # of an i3 file, perhaps compressed (gz, bz2, zst)
     pulses:str|None=None, # key of the pulse map; None: the first of USUAL_PULSES that the file has
@@ -816,11 +825,12 @@ def i3_events(
         identity = dict(event_id=event_id) | {c: header[c] for c in _IDENTITY}
         yield dict(event_id=event_id) | header, _pulse_table([identity], [columns]), identity | truth
 
-# %% ../../nbs/47_i3.ipynb #35f81fa7
+# %% ../../nbs/47_i3.ipynb #224719db
 def _events(path, pulses, only_known_doms, mctree):
     "Header, columns of the pulses and truth of each event."
     found, events, maps = 0, 0, set()
-    for found, frame in enumerate(i3_frames(path), 1):
+    for frame in i3_frames(path):
+        found += 1
         if pulses is None: pulses = next((k for k in USUAL_PULSES if k in frame), None)
         if pulses in frame:
             events += 1
@@ -830,10 +840,11 @@ def _events(path, pulses, only_known_doms, mctree):
         raise DataError(f"{path}: no physics frame has the pulse map {pulses or shorten(USUAL_PULSES)}; "
                         f"name one with pulses=; there are {shorten(sorted(maps), 12) or 'none'}")
 
-# %% ../../nbs/47_i3.ipynb #c02f0e2e
-USUAL_PULSES = ("SplitInIcePulses", "InIcePulses", "SplitInIceDSTPulses", "SRTInIcePulses")     # uncleaned first
+# %% ../../nbs/47_i3.ipynb #2d1e64ec
+# Uncleaned maps first: the shipped models are trained on such pulses.
+USUAL_PULSES = ("SplitInIcePulses", "InIcePulses", "SplitInIceDSTPulses", "SRTInIcePulses")
 
-# %% ../../nbs/47_i3.ipynb #e586e557
+# %% ../../nbs/47_i3.ipynb #c83d0047
 def _event(frame, key, only_known_doms, mctree) -> tuple: # header, column -> (P,), truth
     "What a frame says of an event."
     if "I3EventHeader" not in frame: raise DataError(f"{frame.where}: no I3EventHeader")
@@ -844,7 +855,7 @@ def _event(frame, key, only_known_doms, mctree) -> tuple: # header, column -> (P
                    auxiliary=(pulse["flags"] & 1) == 0)
     return frame["I3EventHeader"] | dict(left_out=int((~known).sum())), columns, _truth(frame, mctree)
 
-# %% ../../nbs/47_i3.ipynb #6ac7dfa9
+# %% ../../nbs/47_i3.ipynb #a33cf49e
 def _known_sensors(frame, key, found, only_known_doms) -> tuple: # (P,) sensor_id; (P,) bool
     "Sensors of the pulses, and which of them belong to IceCube-86."
     dom = _sensor_ids(found.key)
@@ -852,12 +863,12 @@ def _known_sensors(frame, key, found, only_known_doms) -> tuple: # (P,) sensor_i
     unknown = found.key[(dom < 0) & (found.count > 0)]
     if len(unknown) and not only_known_doms:
         names = shorten([f"{s}-{m}" for s, m in np.unique(unknown[:, :2], axis=0)])
-        raise DataError(f"{frame.where}, key {key}: {(sensor < 0).sum():,} of {plural(len(sensor), 'pulse')} lie "
-                        f"on modules beyond IceCube-86 (string-module {names}); only_known_doms=True (in a "
-                        "command --only-known-doms) leaves them out")
+        raise DataError(f"{frame.where}, key {key}: {(sensor < 0).sum():,} of {plural(len(sensor), 'pulse')} "
+                        f"lie on modules beyond IceCube-86 (string-module {names}); only_known_doms=True "
+                        "(in a command --only-known-doms) leaves them out")
     return sensor, sensor >= 0
 
-# %% ../../nbs/47_i3.ipynb #c3d9e24a
+# %% ../../nbs/47_i3.ipynb #d00ee72c
 _IDENTITY = ["run_id", "event", "sub_event"]
 _TRUTH_COLUMNS = ["event_id", "run_id", "sub_run", "event", "sub_event", "stream", "start_time", "end_time",
                   "azimuth", "zenith", "energy", "position_x", "position_y", "position_z", "pid",
@@ -868,11 +879,12 @@ _NO_PULSES = dict(sensor_id=np.zeros(0, np.int64), time=np.zeros(0), charge=np.z
 def _pulse_table(identities, columns) -> pd.DataFrame: # of each event
     "The pulses of several events; their names in front and behind."
     count = [len(c["time"]) for c in columns]
-    names = {n: np.repeat(np.array([i[n] for i in identities], np.int64), count) for n in ("event_id", *_IDENTITY)}
+    names = {n: np.repeat(np.array([i[n] for i in identities], np.int64), count)
+             for n in ("event_id", *_IDENTITY)}
     values = {n: np.concatenate([none, *(c[n] for c in columns)]) for n, none in _NO_PULSES.items()}
     return pd.DataFrame(dict(event_id=names["event_id"]) | values | names)
 
-# %% ../../nbs/47_i3.ipynb #97e5644a
+# %% ../../nbs/47_i3.ipynb #cef16069
 def read_i3(
     path, # of an i3 file, perhaps compressed (gz, bz2, zst)
     pulses:str|None=None, # key of the pulse map; None: the first of USUAL_PULSES that the file has
