@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['USUAL_PULSES', 'I3Frame', 'i3_frames', 'I3Tree', 'i3_geometry', 'I3Pulses', 'I3Mask', 'i3_events', 'read_i3']
 
-# %% ../../nbs/47_i3.ipynb #6595a163
+# %% ../../nbs/47_i3.ipynb #4c9e8f28
 import binascii
 import bz2
 import gzip
@@ -23,10 +23,10 @@ import pandas as pd
 from ..common import DataError, plural, shorten
 from ..geometry import DOMS_PER_STRING, N_SENSORS, N_STRINGS
 
-# %% ../../nbs/47_i3.ipynb #1092cb60
+# %% ../../nbs/47_i3.ipynb #ef1bb63c
 class _Unreadable(ValueError): "What is wrong with some bytes; who catches it adds where."
 
-# %% ../../nbs/47_i3.ipynb #cdea04ab
+# %% ../../nbs/47_i3.ipynb #6d3c277f
 def _open(path): # a binary file that reads uncompressed bytes
     "Open a file by its first bytes: gzip, bzip2, Zstandard or plain."
     path = Path(path)
@@ -38,7 +38,7 @@ def _open(path): # a binary file that reads uncompressed bytes
     if start == b"[i3]": return path.open("rb")
     raise DataError(f"{path}: not an i3 file; it begins with {start!r} in place of [i3]")
 
-# %% ../../nbs/47_i3.ipynb #53561158
+# %% ../../nbs/47_i3.ipynb #d9773660
 def _open_zstd(path):
     try:
         import zstandard
@@ -47,7 +47,7 @@ def _open_zstd(path):
                         "with `zstd -d`") from None
     return zstandard.open(path)
 
-# %% ../../nbs/47_i3.ipynb #4199661c
+# %% ../../nbs/47_i3.ipynb #72722b40
 _LARGEST = 2**30        # bytes of an object; IceTray's own limit is 4 times higher
 _SHORT, _LONG = struct.Struct("<I"), struct.Struct("<Q")
 
@@ -81,7 +81,7 @@ class _Input:
         if not self.data: self.data += self.file.read(1 << 20)
         return bool(self.data)
 
-# %% ../../nbs/47_i3.ipynb #da6d3409
+# %% ../../nbs/47_i3.ipynb #5763f38d
 @cache
 def _crc_table(level:int) -> np.ndarray: # (4, 256) uint32
     "Where each value of each byte of a word goes when the CRC moves on by 2^level words."
@@ -90,13 +90,13 @@ def _crc_table(level:int) -> np.ndarray: # (4, 256) uint32
     for _ in range(32): word = word >> 1 ^ (word & 1) * np.uint32(0x82F63B78)     # Castagnoli's polynomial
     return word
 
-# %% ../../nbs/47_i3.ipynb #61959960
+# %% ../../nbs/47_i3.ipynb #dc59559a
 def _move_on(word, level): # any shape, uint32
     "CRCs after 2^level words of zeros."
     table, part = _crc_table(level), np.ascontiguousarray(word).view(np.uint8).reshape(*word.shape, 4)
     return table[0][part[..., 0]] ^ table[1][part[..., 1]] ^ table[2][part[..., 2]] ^ table[3][part[..., 3]]
 
-# %% ../../nbs/47_i3.ipynb #98790e4b
+# %% ../../nbs/47_i3.ipynb #b53a1061
 def _crc32c(data:bytes) -> int: # starts at 0, without the usual inversions
     "CRC-32C as IceTray computes it."
     word, level = np.frombuffer(bytes(-len(data) % 4) + data, "<u4"), 0     # zeros in front change nothing
@@ -106,7 +106,7 @@ def _crc32c(data:bytes) -> int: # starts at 0, without the usual inversions
         level += 1
     return int(_move_on(word, 0)[0])
 
-# %% ../../nbs/47_i3.ipynb #390c9a09
+# %% ../../nbs/47_i3.ipynb #481c6535
 _HEAD = struct.Struct("<4sIBB")     # tag, version, and the preamble of the class of the letter
 _STOP = struct.Struct("<cI")        # letter, number of objects
 
@@ -116,7 +116,7 @@ def _next_frame(source, where): # an _Input; file and frame, for messages. Retur
     if tag != b"[i3]": raise _Unreadable(f"it begins with {tag!r} in place of [i3]")
     if version not in (5, 6) or preamble != [0, 0]:
         raise _Unreadable(f"version {version} of the frame format is not known: rewrite the file with a "
-                          "present IceTray")
+                          "recent IceTray")
     start = source.at
     stop, n = source.read(_STOP)
     places = [(source.skip(), source.skip(), source.skip()) for _ in range(n)]     # key, C++ type, bytes
@@ -124,12 +124,17 @@ def _next_frame(source, where): # an _Input; file and frame, for messages. Retur
     checksum, = source.read(_SHORT)
     if checksum != (_crc32c(body) if version == 6 else binascii.crc_hqx(body, 0xFFFF)):
         raise _Unreadable("its checksum is wrong: the file is damaged")
-    texts = [body[a - start:b - start].decode(errors="replace") for (a, b), _, _ in places]
-    stop, where = stop.decode(errors="replace"), f"{where} ({stop.decode(errors='replace')})"
-    return stop, {key: _Object(memoryview(body)[a - start:b - start], f"{where}, key {key}")
-                  for key, (_, _, (a, b)) in zip(texts, places, strict=True)}
+    stop = stop.decode(errors="replace")
+    return stop, _objects(memoryview(body), start, places, f"{where} ({stop})")
 
-# %% ../../nbs/47_i3.ipynb #270d137a
+def _objects(body, start, places, where) -> dict: # key -> _Object
+    found = {}
+    for (a, b), _, (c, d) in places:
+        key = bytes(body[a - start:b - start]).decode(errors="replace")
+        found[key] = _Object(body[c - start:d - start], f"{where}, key {key}")
+    return found
+
+# %% ../../nbs/47_i3.ipynb #7d774601
 class _Object:
     "The bytes of an object, and its value once it is decoded."
     def __init__(self, data, where): self.data, self.where, self.known = data, where, None
@@ -149,7 +154,7 @@ class _Object:
             if isinstance(e, struct.error): e = "its bytes end too early: the file is damaged"
             raise DataError(f"{self.where}: {e}") from None
 
-# %% ../../nbs/47_i3.ipynb #75041424
+# %% ../../nbs/47_i3.ipynb #d46047cb
 class I3Frame(Mapping):
     "The objects of a frame by key. An object is decoded when it is first asked for."
     def __init__(self,
@@ -177,7 +182,7 @@ class I3Frame(Mapping):
         "A pulse map, its masks and unions applied."
         return _resolve(self, key)
 
-# %% ../../nbs/47_i3.ipynb #3934f890
+# %% ../../nbs/47_i3.ipynb #67e1f5ba
 def i3_frames(
     path, # of an i3 file, perhaps compressed (gz, bz2, zst)
     stops:str="P", # letters of the frames to give
@@ -197,7 +202,7 @@ def i3_frames(
             if stop in stops: yield I3Frame(f"{path}: frame {number}", stop, _merge(stop, objects, parents))
             number += 1
 
-# %% ../../nbs/47_i3.ipynb #cf831d9d
+# %% ../../nbs/47_i3.ipynb #8e94e558
 def _merge(stop, objects, parents): # key -> _Object; letter -> the same
     "The objects that a frame shows."
     merged = dict(objects)
@@ -206,10 +211,12 @@ def _merge(stop, objects, parents): # key -> _Object; letter -> the same
         for key, value in lent.items(): merged.setdefault(key, value)
     return merged
 
-# %% ../../nbs/47_i3.ipynb #e0a30a1e
-class _Archive:
-    "The bytes of an object, read from front to back."
-    def __init__(self, data): self.data, self.at, self.classes, self.numbered = data, 0, {}, 0
+# %% ../../nbs/47_i3.ipynb #3052ffc3
+_PREAMBLE, _struct = struct.Struct("<BB"), cache(lambda code: struct.Struct("<" + code))
+
+class _Bytes:
+    "Bytes, read from front to back."
+    def __init__(self, data): self.data, self.at = data, 0
 
     def read(self, layout): # a struct.Struct
         self.at += layout.size
@@ -229,46 +236,54 @@ class _Archive:
 
     def text(self): return self.array(np.uint8, self.count()).tobytes().decode(errors="replace")
 
-    def preamble(self, name): # tracked, version
-        "What the first object of a class tells."
+# %% ../../nbs/47_i3.ipynb #39504307
+def _reference(number, expected): # an error
+    return _Unreadable(f"object {number} in place of {expected}: references to earlier objects are not known")
+
+def _check_numbers(number, expected): # (n,) each
+    "Objects are numbered in their order."
+    wrong = np.flatnonzero(number != expected)
+    if len(wrong): raise _reference(number[wrong[0]], expected[wrong[0]])
+
+def _too_many(n, left): # an error
+    return _Unreadable(f"{n:,} items are announced where {max(left, 0):,} bytes are left: "
+                       "the file is damaged")
+
+# %% ../../nbs/47_i3.ipynb #b1033810
+class _Archive(_Bytes):
+    "The bytes of an object and of the objects inside it."
+    def __init__(self, data):
+        super().__init__(data)
+        self.classes, self.numbered = {}, 0     # class -> (are its objects numbered, version); objects so far
+
+    def preamble(self, name): # numbered, version
         if name not in self.classes:
-            tracked, version = self.read(_PREAMBLE)
-            if version not in _VERSIONS.get(name, (0,)):
-                raise _Unreadable(f"version {version} of class {name} is not known; known: "
-                                  f"{shorten(_VERSIONS.get(name, (0,)))}")
-            self.classes[name] = bool(tracked), version
+            numbered, version = self.read(_PREAMBLE)
+            known = _VERSIONS.get(name, (0,))
+            if version not in known:
+                raise _Unreadable(f"version {version} of class {name} is not known; known: {shorten(known)}")
+            self.classes[name] = bool(numbered), version
         return self.classes[name]
 
     def enter(self, name): # version
-        "Begin an object."
-        tracked, version = self.preamble(name)
-        if tracked: self.check_number(name, self.number("I"))
+        numbered, version = self.preamble(name)
+        if numbered:
+            number = self.number("I")
+            if number != self.numbered: raise _reference(number, self.numbered)
+            self.numbered += 1
         return version
 
-    def begin(self, name): # version
-        "Begin an object with the usual base class."
+    def begin(self, name): # version; the object has the usual base class
         version = self.enter(name)
         self.enter(_BASE)
         return version
-
-    def check_number(self, name, number):
-        if number != self.numbered:
-            raise _Unreadable(f"class {name}: object {number} in place of {self.numbered}: references to "
-                              "other objects are not known here")
-        self.numbered += 1
 
     def pointer(self): # the class of the object that follows
         self.preamble("shared_ptr")
         self.number("h")     # class number, which has no use here
         return self.text()
 
-# %% ../../nbs/47_i3.ipynb #93041a48
-def _too_many(n, left): # an error
-    return _Unreadable(f"{n:,} items are announced where {max(left, 0):,} bytes are left: "
-                       "the file is damaged")
-
-# %% ../../nbs/47_i3.ipynb #ce3e23c3
-_PREAMBLE, _struct = struct.Struct("<BB"), cache(lambda code: struct.Struct("<" + code))
+# %% ../../nbs/47_i3.ipynb #9efc58ef
 _BASE = "I3FrameObject"     # the base class of most
 _VERSIONS = {     # of each class, as far as they are known; all others: 0
     "shared_ptr": (1,), "OMKey": (0, 1, 2), "I3RecoPulse": (2, 3), "I3SuperDST": (1,),
@@ -292,7 +307,7 @@ def _decode(archive, name):
     if left and name != "I3Geometry": raise _Unreadable(f"{left:,} bytes are left over of class {name}")
     return value
 
-# %% ../../nbs/47_i3.ipynb #9f85e6ad
+# %% ../../nbs/47_i3.ipynb #e07a6c44
 def _plain(name, value): # class; function of an _Archive
     "Decode a class that holds one value."
     def read(archive):
@@ -318,7 +333,7 @@ for _name, _value in dict(Double=_read_double, Int=_read_int, Bool=_read_flag).i
     _plain(f"I3MapString{_name}", lambda archive, value=_value: _read_map(archive, value))
 _plain("I3String", _Archive.text)
 
-# %% ../../nbs/47_i3.ipynb #5e33c3c0
+# %% ../../nbs/47_i3.ipynb #e380a0d1
 _MIDYEAR_LEAPS = {2012: 182, 2015: 181}     # year: days to July, which began after a leap second
 
 def _utc(year, tenths) -> np.datetime64: # [ns]
@@ -334,7 +349,7 @@ def _time(archive):
     archive.begin("I3Time")
     return _utc(*archive.read(_struct("iq")))
 
-# %% ../../nbs/47_i3.ipynb #c03e4edd
+# %% ../../nbs/47_i3.ipynb #22167281
 @_decodes("I3EventHeader")
 def _event_header(archive) -> dict:
     "Who and when an event is."
@@ -347,7 +362,7 @@ def _event_header(archive) -> dict:
     header["stream"] = archive.text() if version > 2 else ""
     return header | dict(start_time=_time(archive), end_time=_time(archive))
 
-# %% ../../nbs/47_i3.ipynb #209e8d72
+# %% ../../nbs/47_i3.ipynb #8c6f18fc
 _PARTICLE = [     # inside the first particle, each of `object` and `base` comes after a preamble
     ("object", "<u4"), ("base", "<u4"), ("minor", "<i4"), ("major", "<u8"), ("pid", "<i4"), ("shape", "<i4"),
     ("status", "<i4"), ("pos_object", "<u4"), ("pos_base", "<u4"), ("position", "<f8", 3),
@@ -366,7 +381,7 @@ def _first_particle(archive) -> np.ndarray: # (1,) of _PARTICLE
         else: particle[name] = archive.array((code, particle[name].shape[1:]), 1)
     return particle
 
-# %% ../../nbs/47_i3.ipynb #d996af67
+# %% ../../nbs/47_i3.ipynb #a2f87212
 def _particles(archive, n, extra=()): # extra: fields after each particle. Returns (n,) array
     "Particles in a row."
     if not n: return np.zeros(0, [*_PARTICLE, *extra])
@@ -385,15 +400,7 @@ def _particles(archive, n, extra=()): # extra: fields after each particle. Retur
     particles["pid"] = _pdg_codes(particles["pid"], archive.preamble("I3Particle")[1])
     return particles
 
-# %% ../../nbs/47_i3.ipynb #e9641ff7
-def _check_numbers(number, expected): # (n,) each
-    "Objects are numbered in their order."
-    wrong = np.flatnonzero(number != expected)
-    if len(wrong):
-        raise _Unreadable(f"object {number[wrong[0]]} in place of {expected[wrong[0]]}: references to other "
-                          "objects are not known here")
-
-# %% ../../nbs/47_i3.ipynb #4beba0ac
+# %% ../../nbs/47_i3.ipynb #9c12db5a
 _OLD_CODES = {     # version 3
     1: 22, 2: -11, 3: 11, 5: -13, 6: 13, 7: 111, 8: 211, 9: -211, 10: 130, 11: 321, 12: -321, 13: 2112,
     14: 2212, 15: -2212, 16: 310, 66: 12, 67: -12, 68: 14, 69: -14, 131: -15, 132: 15, 133: 16, 134: -16,
@@ -406,7 +413,7 @@ _OLDEST_CODES = {     # version 2
     **{k: -2000000000 - k for k in (1001, 1002, 1003, 1004, 1005, 1006)},
 }
 
-# %% ../../nbs/47_i3.ipynb #70f63be0
+# %% ../../nbs/47_i3.ipynb #81553eae
 def _pdg_codes(code, version): # (n,)
     "The codes of the Particle Data Group."
     if version >= 5: return code
@@ -416,13 +423,13 @@ def _pdg_codes(code, version): # (n,)
 def _nucleus(code): # 100 A + Z
     return 1_000_000_000 + code % 100 * 10_000 + code // 100 * 10 if 302 <= code < 9_900 else 0
 
-# %% ../../nbs/47_i3.ipynb #c57cb6fc
+# %% ../../nbs/47_i3.ipynb #5226af25
 class I3Tree(NamedTuple):
     "The particles of a simulated event, depth first."
     particles: np.ndarray   # (n,) structured: pid (PDG), position [m], zenith, azimuth [rad], energy [GeV] ..
     parent: np.ndarray      # (n,) number of the parent, -1: a primary
 
-# %% ../../nbs/47_i3.ipynb #910f5858
+# %% ../../nbs/47_i3.ipynb #b50c5e89
 def _tree_by_counts(archive) -> I3Tree: # version 0
     roots, size = archive.number("I"), np.dtype(_PARTICLE).itemsize + 4
     n = (len(archive.data) - archive.at) // size if roots else 0     # the tree is all that follows
@@ -437,7 +444,7 @@ def _tree_by_counts(archive) -> I3Tree: # version 0
     if waiting and roots or len(parent) != n: raise _Unreadable("the tree of particles does not close")
     return I3Tree(particles, np.array(parent, np.int64))
 
-# %% ../../nbs/47_i3.ipynb #fc1e46b5
+# %% ../../nbs/47_i3.ipynb #25f10139
 _BITS = 65_535     # of a part of a tree, at most
 
 def _tree_by_bits(archive) -> I3Tree: # version 1
@@ -452,7 +459,7 @@ def _tree_by_bits(archive) -> I3Tree: # version 1
     if not parts: return I3Tree(_particles(archive, 0), np.zeros(0, np.int64))
     return I3Tree(np.concatenate(parts), _parents(np.concatenate(bits).tolist()))
 
-# %% ../../nbs/47_i3.ipynb #d31f857e
+# %% ../../nbs/47_i3.ipynb #61bb4f2e
 def _parents(bits:list) -> np.ndarray: # (n,) int64
     "Parents from the links to first child and next sibling."
     parent, now, child = [], -1, True     # child: the bit is of the first child of `now`, else of its sibling
@@ -464,7 +471,7 @@ def _parents(bits:list) -> np.ndarray: # (n,) int64
         elif now >= 0: now = parent[now]
     return np.array(parent, np.int64)
 
-# %% ../../nbs/47_i3.ipynb #dce6d5d7
+# %% ../../nbs/47_i3.ipynb #7633e0a5
 @_decodes("I3MCTree")
 def _tree(archive) -> I3Tree:
     version = archive.begin("I3MCTree")
@@ -479,7 +486,7 @@ def _particle_vector(archive): # (n,) of _PARTICLE
     archive.enter("vector")
     return _particles(archive, archive.count())
 
-# %% ../../nbs/47_i3.ipynb #ea3141d7
+# %% ../../nbs/47_i3.ipynb #df45ab0c
 def _om_key(archive) -> tuple: # string, module, PMT
     version = archive.enter("OMKey")
     if version < 2: archive.enter(_BASE)
@@ -507,7 +514,7 @@ def _om_position(archive) -> tuple: # x, y, z [m]
     else: archive.read(_struct("iidd"))     # orientation, type, area, angle
     return position
 
-# %% ../../nbs/47_i3.ipynb #65ad3fda
+# %% ../../nbs/47_i3.ipynb #2c99da63
 def i3_geometry(
     path, # of an i3 file with a G frame, such as a GCD file
 ) -> np.ndarray: # (5160, 3) x, y, z [m], in order of `sensor_id`
@@ -526,21 +533,21 @@ def i3_geometry(
                         "season with 86 strings")
     return xyz
 
-# %% ../../nbs/47_i3.ipynb #3e11f3e2
+# %% ../../nbs/47_i3.ipynb #5eb0f6d5
 def _sensor_ids(key) -> np.ndarray: # key: (D, 3) string, module, PMT. Returns (D,), -1: none of IceCube-86
     "Numbers of the sensors."
     string, module, pmt = np.asarray(key, np.int64).reshape(-1, 3).T
     known = (string >= 1) & (string <= N_STRINGS) & (module >= 1) & (module <= DOMS_PER_STRING) & (pmt == 0)
     return np.where(known, (string - 1) * DOMS_PER_STRING + module - 1, -1)
 
-# %% ../../nbs/47_i3.ipynb #03c03362
+# %% ../../nbs/47_i3.ipynb #ef3af689
 class I3Pulses(NamedTuple):
     "A pulse map, flat."
     key: np.ndarray      # (D, 3) string, module, PMT, ascending
     count: np.ndarray    # (D,) pulses of each
     pulse: np.ndarray    # (P,) structured: time [ns], charge [p.e.], width [ns], flags (1: local coincidence)
 
-# %% ../../nbs/47_i3.ipynb #77ec13c3
+# %% ../../nbs/47_i3.ipynb #87ef1d6c
 _PULSE = [("time", "<f8"), ("charge", "<f4"), ("width", "<f4"), ("flags", "u1")]
 
 @_decodes("I3RecoPulseSeriesMap")
@@ -559,7 +566,7 @@ def _pulse_map(archive) -> I3Pulses:
     pulse = _gather_pulses(archive, series, count[count > 0]) if series else np.zeros(0, _PULSE)
     return I3Pulses(np.array(keys, np.int64).reshape(-1, 3), count, pulse)
 
-# %% ../../nbs/47_i3.ipynb #1d3a1b77
+# %% ../../nbs/47_i3.ipynb #956a1d71
 def _stored_pulse(archive) -> np.dtype: # of a pulse in the archive
     tracked, version = archive.preamble("I3RecoPulse")
     time = [("time", "<f8" if version == 3 else "<f4")]
@@ -572,7 +579,7 @@ def _pass_pulses(archive, n) -> tuple: # where the pulses begin, number of the f
     if archive.at > len(archive.data): raise _too_many(n, len(archive.data) - start)
     return start, first
 
-# %% ../../nbs/47_i3.ipynb #038c6ffd
+# %% ../../nbs/47_i3.ipynb #38067fbe
 def _gather_pulses(archive, series, count) -> np.ndarray: # (P,) of _PULSE
     "The pulses of all DOMs."
     stored, (start, first) = _stored_pulse(archive), np.array(series, np.int64).T
@@ -584,7 +591,7 @@ def _gather_pulses(archive, series, count) -> np.ndarray: # (P,) of _PULSE
     for name, _ in _PULSE: pulse[name] = found[name]
     return pulse
 
-# %% ../../nbs/47_i3.ipynb #ced01ebb
+# %% ../../nbs/47_i3.ipynb #3c30c586
 def _long_stamps(word, header, is_top): # (N,), (R,) uint16; (R,) bool: IceTop
     "Which words are stamps, and what the others add to time and charge of the stamp before them."
     full = np.flatnonzero(((word & 255) == 255) | ((word >> 8 & 63) == 63)).tolist()
@@ -606,7 +613,7 @@ def _long_stamps(word, header, is_top): # (N,), (R,) uint16; (R,) bool: IceTop
             hidden += words[j] >> 15
     return is_stamp, more
 
-# %% ../../nbs/47_i3.ipynb #873ede5c
+# %% ../../nbs/47_i3.ipynb #51459495
 def _rest(words, i): # the rest that starts at word i; the word behind it
     "Words are added up to the first that is not full."
     total = 0
@@ -615,7 +622,7 @@ def _rest(words, i): # the rest that starts at word i; the word behind it
         if words[i - 1] != 0xFFFF: return total, i
     raise _Unreadable("the stamps end too early: the file is damaged")
 
-# %% ../../nbs/47_i3.ipynb #1bf96da3
+# %% ../../nbs/47_i3.ipynb #39ab30f3
 def _compact(archive, item, dtype) -> np.ndarray: # item: a C++ type. Returns (n,)
     "A list whose length is a single byte where it is short."
     archive.enter(f"CompactVector<{item}>")
@@ -624,7 +631,7 @@ def _compact(archive, item, dtype) -> np.ndarray: # item: a C++ type. Returns (n
     if n >= 0xFF - 8: n = int.from_bytes(archive.array(np.uint8, 0xFF - n).tobytes(), "little")
     return archive.array(dtype, n)
 
-# %% ../../nbs/47_i3.ipynb #ab4c02b3
+# %% ../../nbs/47_i3.ipynb #2728bb48
 def _runs(code, n) -> np.ndarray: # n: how many values it must give. Returns (n,) uint8
     "Run lengths: 4 bits of value, 4 of length; the lengths of equal values in a row are one number."
     value, part = code & 15, (code >> 4).astype(np.int64)
@@ -634,7 +641,7 @@ def _runs(code, n) -> np.ndarray: # n: how many values it must give. Returns (n,
     if length.sum() != n: raise _Unreadable(f"{length.sum():,} widths for {n:,} pulses: the file is damaged")
     return np.repeat(value[first], length)
 
-# %% ../../nbs/47_i3.ipynb #f4feb6fd
+# %% ../../nbs/47_i3.ipynb #7e219f21
 def _charges(code, is_top, extra) -> np.ndarray: # (P,) [p.e.]; extra: 8 more bits for each of IceTop
     "Charges: linear, but logarithmic for IceTop."
     if len(extra) != is_top.sum(): raise _Unreadable(f"{len(extra):,} charges for {is_top.sum():,} of IceTop")
@@ -650,7 +657,7 @@ def _widths(archive, kind) -> np.ndarray: # (P,) [ns]; kind: 0 to 3: SLC, HLC, a
         if n or len(code): width[kind == k] = np.exp2(_runs(code, n))
     return width
 
-# %% ../../nbs/47_i3.ipynb #b0d55aaa
+# %% ../../nbs/47_i3.ipynb #9b6a532e
 @_decodes("I3SuperDST")
 def _super_dst(archive) -> I3Pulses:
     "The pulses of a read-out."
@@ -672,7 +679,7 @@ def _super_dst(archive) -> I3Pulses:
     pulse["flags"] = np.where(hlc, 7, 4)     # local coincidence, ATWD, FADC; FADC
     return _by_dom((header & 0x1FFF)[readout], pulse)
 
-# %% ../../nbs/47_i3.ipynb #8f7e4d3a
+# %% ../../nbs/47_i3.ipynb #5d10f8bd
 def _absolute_times(step, header, first, readout) -> np.ndarray: # (P,) [ns]
     "Times from the start of the read-out, which is 512 ns before 0."
     step[first] += (header >> 13).astype(np.int64) << 8
@@ -686,7 +693,7 @@ def _by_dom(code, pulse) -> I3Pulses: # code: (P,) string << 6 | module - 1
     key = np.stack([dom >> 6, (dom & 63) + 1, np.zeros_like(dom)], 1).astype(np.int64)
     return I3Pulses(key, count, _separate(pulse[order], count))
 
-# %% ../../nbs/47_i3.ipynb #6b33e642
+# %% ../../nbs/47_i3.ipynb #e917c13d
 def _separate(pulse, count) -> np.ndarray: # (P,) by DOM and time; (D,) pulses of each DOM
     "Pulses of a DOM that do not overlap."
     time, width = pulse["time"], pulse["width"]
@@ -713,7 +720,7 @@ def _separate_dom(time, width): # lists of one DOM
         waits = not k
     return time, width
 
-# %% ../../nbs/47_i3.ipynb #4b21c2de
+# %% ../../nbs/47_i3.ipynb #10a0e65b
 class I3Mask(NamedTuple):
     "A choice among the pulses of another map."
     source: str             # key of that map
@@ -721,7 +728,7 @@ class I3Mask(NamedTuple):
     count: np.ndarray       # (chosen,) pulses of each chosen DOM
     pulse: np.ndarray       # bool, of all pulses of the chosen DOMs
 
-# %% ../../nbs/47_i3.ipynb #ecbc6d39
+# %% ../../nbs/47_i3.ipynb #d077144c
 @_decodes("I3RecoPulseSeriesMapMask")
 def _mask(archive) -> I3Mask:
     "Bits in bytes, the lowest first."
@@ -748,14 +755,14 @@ def _read_bits(archive, n) -> tuple: # (n,) bits of each series; all bits
     count = np.maximum(size - unused, 0)
     return count, bits[place < np.repeat(count, size)]
 
-# %% ../../nbs/47_i3.ipynb #d4827872
+# %% ../../nbs/47_i3.ipynb #f8d6ccbb
 @_decodes("I3RecoPulseSeriesMapUnion")
 def _union(archive) -> tuple: # of keys
     archive.begin("I3RecoPulseSeriesMapUnion")
     archive.enter("vector")
     return tuple(archive.text() for _ in range(archive.count()))
 
-# %% ../../nbs/47_i3.ipynb #ed0d5ddb
+# %% ../../nbs/47_i3.ipynb #a785dc12
 _MAPS = ("I3SuperDST", "I3RecoPulseSeriesMap", "I3RecoPulseSeriesMapMask", "I3RecoPulseSeriesMapUnion")
 
 def _resolve(frame, key, within=()) -> I3Pulses: # within: maps that lead to this one
@@ -773,7 +780,7 @@ def _resolve(frame, key, within=()) -> I3Pulses: # within: maps that lead to thi
         return _join([_resolve(frame, k, within) for k in value])
     raise DataError(f"{frame.where}, key {key}: class {frame.kind(key)} is no pulse map")
 
-# %% ../../nbs/47_i3.ipynb #cd69ccfa
+# %% ../../nbs/47_i3.ipynb #84cfa021
 def _apply(mask, pulses, where) -> I3Pulses:
     "The pulses that a mask chooses. A DOM without any is left out, which masks of the result rely on."
     if len(mask.dom) != len(pulses.key) or not np.array_equal(pulses.count[mask.dom], mask.count):
@@ -793,7 +800,7 @@ def _join(maps) -> I3Pulses:
     order = np.lexsort((pulse["time"], dom))
     return I3Pulses(key, np.bincount(dom, minlength=len(key)), pulse[order])
 
-# %% ../../nbs/47_i3.ipynb #6fc6d008
+# %% ../../nbs/47_i3.ipynb #f7aa0d1e
 def _primary(frame, mctree): # a record of _PARTICLE, or None
     "The particle whose direction is wanted."
     if "MCInIcePrimary" in frame:
@@ -813,7 +820,7 @@ def _truth(frame, mctree) -> dict: # column -> value, NaN or None where unknown
     return dict(zip(columns, map(float, values), strict=True)) | dict(
         pid=int(particle["pid"]), interaction_type=None if kind is None else int(kind))
 
-# %% ../../nbs/47_i3.ipynb #bd3fbc4c
+# %% ../../nbs/47_i3.ipynb #3c677e8d
 def i3_events(
     path, # of an i3 file, perhaps compressed (gz, bz2, zst)
     pulses:str|None=None, # key of the pulse map; None: the first of USUAL_PULSES that the file has
@@ -825,7 +832,7 @@ def i3_events(
         identity = dict(event_id=event_id) | {c: header[c] for c in _IDENTITY}
         yield dict(event_id=event_id) | header, _pulse_table([identity], [columns]), identity | truth
 
-# %% ../../nbs/47_i3.ipynb #224719db
+# %% ../../nbs/47_i3.ipynb #a77104a3
 def _events(path, pulses, only_known_doms, mctree):
     "Header, columns of the pulses and truth of each event."
     found, events, maps = 0, 0, set()
@@ -840,11 +847,11 @@ def _events(path, pulses, only_known_doms, mctree):
         raise DataError(f"{path}: no physics frame has the pulse map {pulses or shorten(USUAL_PULSES)}; "
                         f"name one with pulses=; there are {shorten(sorted(maps), 12) or 'none'}")
 
-# %% ../../nbs/47_i3.ipynb #2d1e64ec
+# %% ../../nbs/47_i3.ipynb #d82a1de9
 # Uncleaned maps first: the shipped models are trained on such pulses.
 USUAL_PULSES = ("SplitInIcePulses", "InIcePulses", "SplitInIceDSTPulses", "SRTInIcePulses")
 
-# %% ../../nbs/47_i3.ipynb #c83d0047
+# %% ../../nbs/47_i3.ipynb #5859da89
 def _event(frame, key, only_known_doms, mctree) -> tuple: # header, column -> (P,), truth
     "What a frame says of an event."
     if "I3EventHeader" not in frame: raise DataError(f"{frame.where}: no I3EventHeader")
@@ -855,7 +862,7 @@ def _event(frame, key, only_known_doms, mctree) -> tuple: # header, column -> (P
                    auxiliary=(pulse["flags"] & 1) == 0)
     return frame["I3EventHeader"] | dict(left_out=int((~known).sum())), columns, _truth(frame, mctree)
 
-# %% ../../nbs/47_i3.ipynb #a33cf49e
+# %% ../../nbs/47_i3.ipynb #e45a4d1a
 def _known_sensors(frame, key, found, only_known_doms) -> tuple: # (P,) sensor_id; (P,) bool
     "Sensors of the pulses, and which of them belong to IceCube-86."
     dom = _sensor_ids(found.key)
@@ -868,7 +875,7 @@ def _known_sensors(frame, key, found, only_known_doms) -> tuple: # (P,) sensor_i
                         "(in a command --only-known-doms) leaves them out")
     return sensor, sensor >= 0
 
-# %% ../../nbs/47_i3.ipynb #d00ee72c
+# %% ../../nbs/47_i3.ipynb #de896e51
 _IDENTITY = ["run_id", "event", "sub_event"]
 _TRUTH_COLUMNS = ["event_id", "run_id", "sub_run", "event", "sub_event", "stream", "start_time", "end_time",
                   "azimuth", "zenith", "energy", "position_x", "position_y", "position_z", "pid",
@@ -884,7 +891,7 @@ def _pulse_table(identities, columns) -> pd.DataFrame: # of each event
     values = {n: np.concatenate([none, *(c[n] for c in columns)]) for n, none in _NO_PULSES.items()}
     return pd.DataFrame(dict(event_id=names["event_id"]) | values | names)
 
-# %% ../../nbs/47_i3.ipynb #cef16069
+# %% ../../nbs/47_i3.ipynb #2628ba15
 def read_i3(
     path, # of an i3 file, perhaps compressed (gz, bz2, zst)
     pulses:str|None=None, # key of the pulse map; None: the first of USUAL_PULSES that the file has
