@@ -19,7 +19,8 @@ def text(value): return struct.pack("<I", len(value.encode())) + value.encode()
 def frame(stop, objects, version=5, checksum=None):
     "A frame of key -> bytes of an object. The checksum of version 6 takes a loop over all bits."
     body = stop.encode() + struct.pack("<I", len(objects))
-    for key, data in objects.items(): body += text(key) + text("some C++ type") + struct.pack("<I", len(data)) + data
+    for key, data in objects.items():
+        body += text(key) + text("some C++ type") + struct.pack("<I", len(data)) + data
     if checksum is None: checksum = crc32c(body) if version == 6 else binascii.crc_hqx(body, 0xFFFF)
     return b"[i3]" + struct.pack("<IBB", version, 0, 0) + body + struct.pack("<I", checksum)
 
@@ -45,7 +46,8 @@ class Archive:
         self.numbered += tracked
         return self
 
-    def begin(self, name, version=0, tracked=True): return self.enter(name, version, tracked).enter("base", 0, tracked)
+    def begin(self, name, version=0, tracked=True):
+        return self.enter(name, version, tracked).enter("base", 0, tracked)
 
     def bytes(self): return bytes(self.out)
 
@@ -78,11 +80,12 @@ def om_key(a, key, version=2):
 def pulse_map(series, version=3, tracked=True, key_version=2):
     "(string, module, PMT) -> [(time, charge, width, flags)]."
     a = Archive("I3RecoPulseSeriesMap").enter("map").put("I", len(series))
+    code = "dffB" if version == 3 else "fffB"
     for key, pulses in series.items():
         a.enter("pair")
         om_key(a, key, key_version)
         a.enter("vector").put("I", len(pulses))
-        for pulse in pulses: a.enter("pulse", version, tracked).put("dffB" if version == 3 else "fffB", *pulse)
+        for pulse in pulses: a.enter("pulse", version, tracked).put(code, *pulse)
     return a.bytes()
 
 
@@ -140,7 +143,7 @@ def compact(a, name, data, size):
 
 
 def super_dst(readouts, version=1):
-    "[(string, module, local coincidence, [(time from -512 ns, charge code, width code)])], by time of the first."
+    "[(string, module, local coincidence, [(time from -512 ns, charge code, width code)])], by first time."
     words, headers, extra, widths, before = [], [], bytearray(), [[], [], [], []], 0
     for string, module, hlc, stamps in readouts:
         top, last = module > 60, None
@@ -161,23 +164,24 @@ def super_dst(readouts, version=1):
     return compact(a, "bytes", bytes(extra), 1).bytes()
 
 
-def put_particle(a, pid, energy, version=5, first=True):
-    if not first: a.begin("particle", version)
+def put_particle(a, pid, energy):
+    "What follows the class."
     a.put("i", 3).put("Q", 2**60)
-    a.put("iii", pid, 10, 0).begin("position").put("ddd", 1, 2, 3).begin("direction").put("dd", 0.5, energy / 100)
+    a.put("iii", pid, 10, 0).begin("position").put("ddd", 1, 2, 3)
+    a.begin("direction").put("dd", 0.5, energy / 100)
     a.put("dddd", 10, energy, math.nan, 0.3).put("i", 0)
 
 
 def particle(pid=14, energy=5., version=5):
     a = Archive("I3Particle", version)
-    put_particle(a, pid, energy, version)
+    put_particle(a, pid, energy)
     return a.bytes()
 
 
 def particle_bytes(a, pid, energy, version=5):
     "A particle inside another object."
-    a.enter("I3Particle", version, True).enter("base", 0, True)
-    put_particle(a, pid, energy, version)
+    a.begin("I3Particle", version)
+    put_particle(a, pid, energy)
 
 
 def tree(roots, version=1, most=65_535):

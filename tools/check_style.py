@@ -25,7 +25,8 @@ README_WORDS = 700
 FLOORS = [
     ["common", "style"],
     ["geometry", "direction", "pulses", "engine.distributed"],
-    ["io.kaggle", "io.bad_events", "io.prepared", "io.frames", "io.writing", "io.i3", "io.graphnet", "io.convert"],
+    ["io.kaggle", "io.bad_events", "io.prepared", "io.frames", "io.writing", "io.i3", "io.graphnet",
+     "io.convert"],
     ["data", "engine.prepare", "display", "line_fit"],
     ["packing", "features", "pooling", "attention", "engine.cpu_attention", "engine.loading"],
     ["dom_transformer", "accumulator", "event_transformer"],

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['USUAL_PULSES', 'I3Frame', 'i3_frames', 'I3Tree', 'i3_geometry', 'I3Pulses', 'I3Mask', 'i3_events', 'read_i3']
 
-# %% ../../nbs/47_i3.ipynb #62ea8fc1
+# %% ../../nbs/47_i3.ipynb #afd5c64d
 import binascii
 import bz2
 import gzip
@@ -23,10 +23,10 @@ import pandas as pd
 from ..common import DataError, plural, shorten
 from ..geometry import DOMS_PER_STRING, N_SENSORS, N_STRINGS
 
-# %% ../../nbs/47_i3.ipynb #bf31917e
+# %% ../../nbs/47_i3.ipynb #2846092a
 class _Unreadable(ValueError): "What is wrong with some bytes; who catches it adds where."
 
-# %% ../../nbs/47_i3.ipynb #c8bcecb1
+# %% ../../nbs/47_i3.ipynb #7dac85e7
 def _open(path): # a binary file that reads uncompressed bytes
     "Open a file by its first bytes: gzip, bzip2, Zstandard or plain."
     path = Path(path)
@@ -38,15 +38,16 @@ def _open(path): # a binary file that reads uncompressed bytes
     if start == b"[i3]": return path.open("rb")
     raise DataError(f"{path}: not an i3 file; it begins with {start!r} in place of [i3]")
 
-# %% ../../nbs/47_i3.ipynb #d472752d
+# %% ../../nbs/47_i3.ipynb #8c2e605c
 def _open_zstd(path):
-    try: import zstandard
+    try:
+        import zstandard
     except ImportError:
-        raise DataError(f"{path} is compressed with Zstandard: install a reader with "
-                        f"`pip install zstandard`, or unpack the file with `zstd -d`") from None
+        raise DataError(f"{path} is compressed with Zstandard: `pip install zstandard`, or unpack the file "
+                        "with `zstd -d`") from None
     return zstandard.open(path)
 
-# %% ../../nbs/47_i3.ipynb #d43ffcf4
+# %% ../../nbs/47_i3.ipynb #1a6edef1
 _LARGEST = 2**30        # bytes of an object; IceTray's own limit is 4 times higher
 _SHORT, _LONG = struct.Struct("<I"), struct.Struct("<Q")
 
@@ -80,32 +81,34 @@ class _Input:
         if not self.data: self.data += self.file.read(1 << 20)
         return bool(self.data)
 
-# %% ../../nbs/47_i3.ipynb #d3747901
+# %% ../../nbs/47_i3.ipynb #847a1a56
 @cache
 def _crc_table(level:int) -> np.ndarray: # (4, 256) uint32
     "Where each value of each byte of a word goes when the CRC moves on by 2^level words."
-    if level: return _move_on(_crc_table(level - 1), level - 1)
+    if level: return _move_on(_as_bytes(_crc_table(level - 1), 4, 256), level - 1)
     word = np.arange(256, dtype=np.uint32) << (8 * np.arange(4, dtype=np.uint32))[:, None]
     for _ in range(32): word = word >> 1 ^ (word & 1) * np.uint32(0x82F63B78)     # Castagnoli's polynomial
     return word
 
-# %% ../../nbs/47_i3.ipynb #763439ff
-def _move_on(word, level): # any shape, uint32
+# %% ../../nbs/47_i3.ipynb #b0aef74d
+def _move_on(part, level): # (..., 4) uint8, the bytes of words
     "CRCs after 2^level words of zeros."
-    table, part = _crc_table(level), np.ascontiguousarray(word).view(np.uint8).reshape(*word.shape, 4)
-    return table[0][part[..., 0]] ^ table[1][part[..., 1]] ^ table[2][part[..., 2]] ^ table[3][part[..., 3]]
+    a, b, c, d = _crc_table(level)
+    return a[part[..., 0]] ^ b[part[..., 1]] ^ c[part[..., 2]] ^ d[part[..., 3]]
 
-# %% ../../nbs/47_i3.ipynb #e9ff31b9
+def _as_bytes(word, *shape): return word.view(np.uint8).reshape(*shape, 4)
+
+# %% ../../nbs/47_i3.ipynb #6023624e
 def _crc32c(data:bytes) -> int: # starts at 0, without the usual inversions
     "CRC-32C as IceTray computes it."
     word, level = np.frombuffer(bytes(-len(data) % 4) + data, "<u4"), 0     # zeros in front change nothing
     while len(word) > 1:
         if len(word) % 2: word = np.append(np.uint32(0), word)
-        word = _move_on(word[::2], level) ^ word[1::2]
+        word = _move_on(_as_bytes(word, -1, 2)[:, 0], level) ^ word[1::2]
         level += 1
-    return int(_move_on(word, 0)[0])
+    return int(_move_on(_as_bytes(word, -1), 0)[0])
 
-# %% ../../nbs/47_i3.ipynb #4420e4f9
+# %% ../../nbs/47_i3.ipynb #2c9fe828
 _HEAD = struct.Struct("<4sIBB")     # tag, version, and the preamble of the class of the letter
 _STOP = struct.Struct("<cI")        # letter, number of objects
 
@@ -115,7 +118,7 @@ def _next_frame(source, where): # an _Input; file and frame, for messages. Retur
     if tag != b"[i3]": raise _Unreadable(f"it begins with {tag!r} in place of [i3]")
     if version not in (5, 6) or preamble != [0, 0]:
         raise _Unreadable(f"version {version} of the frame format is not known: rewrite the file with a "
-                          "present IceTray")
+                          "recent IceTray")
     start = source.at
     stop, n = source.read(_STOP)
     places = [(source.skip(), source.skip(), source.skip()) for _ in range(n)]     # key, C++ type, bytes
@@ -123,12 +126,17 @@ def _next_frame(source, where): # an _Input; file and frame, for messages. Retur
     checksum, = source.read(_SHORT)
     if checksum != (_crc32c(body) if version == 6 else binascii.crc_hqx(body, 0xFFFF)):
         raise _Unreadable("its checksum is wrong: the file is damaged")
-    texts = [body[a - start:b - start].decode(errors="replace") for (a, b), _, _ in places]
-    stop, where = stop.decode(errors="replace"), f"{where} ({stop.decode(errors='replace')})"
-    return stop, {key: _Object(memoryview(body)[a - start:b - start], f"{where}, key {key}")
-                  for key, (_, _, (a, b)) in zip(texts, places, strict=True)}
+    stop = stop.decode(errors="replace")
+    return stop, _objects(memoryview(body), start, places, f"{where} ({stop})")
 
-# %% ../../nbs/47_i3.ipynb #11677c71
+def _objects(body, start, places, where) -> dict: # key -> _Object
+    found = {}
+    for (a, b), _, (c, d) in places:
+        key = bytes(body[a - start:b - start]).decode(errors="replace")
+        found[key] = _Object(body[c - start:d - start], f"{where}, key {key}")
+    return found
+
+# %% ../../nbs/47_i3.ipynb #9373f165
 class _Object:
     "The bytes of an object, and its value once it is decoded."
     def __init__(self, data, where): self.data, self.where, self.known = data, where, None
@@ -148,7 +156,7 @@ class _Object:
             if isinstance(e, struct.error): e = "its bytes end too early: the file is damaged"
             raise DataError(f"{self.where}: {e}") from None
 
-# %% ../../nbs/47_i3.ipynb #4ebb397b
+# %% ../../nbs/47_i3.ipynb #ad5d7a70
 class I3Frame(Mapping):
     "The objects of a frame by key. An object is decoded when it is first asked for."
     def __init__(self,
@@ -176,7 +184,7 @@ class I3Frame(Mapping):
         "A pulse map, its masks and unions applied."
         return _resolve(self, key)
 
-# %% ../../nbs/47_i3.ipynb #b6660067
+# %% ../../nbs/47_i3.ipynb #9511dbc3
 def i3_frames(
     path, # of an i3 file, perhaps compressed (gz, bz2, zst)
     stops:str="P", # letters of the frames to give
@@ -196,7 +204,7 @@ def i3_frames(
             if stop in stops: yield I3Frame(f"{path}: frame {number}", stop, _merge(stop, objects, parents))
             number += 1
 
-# %% ../../nbs/47_i3.ipynb #d73a6d69
+# %% ../../nbs/47_i3.ipynb #f42195df
 def _merge(stop, objects, parents): # key -> _Object; letter -> the same
     "The objects that a frame shows."
     merged = dict(objects)
@@ -205,10 +213,12 @@ def _merge(stop, objects, parents): # key -> _Object; letter -> the same
         for key, value in lent.items(): merged.setdefault(key, value)
     return merged
 
-# %% ../../nbs/47_i3.ipynb #c1485dd1
-class _Archive:
-    "The bytes of an object, read from front to back."
-    def __init__(self, data): self.data, self.at, self.classes, self.numbered = data, 0, {}, 0
+# %% ../../nbs/47_i3.ipynb #3f49b023
+_PREAMBLE, _struct = struct.Struct("<BB"), cache(lambda code: struct.Struct("<" + code))
+
+class _Bytes:
+    "Bytes, read from front to back."
+    def __init__(self, data): self.data, self.at = data, 0
 
     def read(self, layout): # a struct.Struct
         self.at += layout.size
@@ -218,53 +228,64 @@ class _Archive:
 
     def array(self, dtype, n): # checked before memory is taken
         dtype = np.dtype(dtype)
-        if n * dtype.itemsize > len(self.data) - self.at:
-            raise _Unreadable(f"{n:,} items are announced where {len(self.data) - self.at:,} bytes are left: "
-                              "the file is damaged")
+        if n * dtype.itemsize > len(self.data) - self.at: raise _too_many(n, len(self.data) - self.at)
         self.at += n * dtype.itemsize
         return np.frombuffer(self.data, dtype, n, self.at - n * dtype.itemsize)
 
     def count(self):
-        n = self.number("I")
+        n, = self.read(_SHORT)
         return n if n < 2**32 - 1 else self.number("Q")
 
     def text(self): return self.array(np.uint8, self.count()).tobytes().decode(errors="replace")
 
-    def preamble(self, name): # tracked, version
-        "What the first object of a class tells."
+# %% ../../nbs/47_i3.ipynb #a50baef1
+def _reference(number, expected): # an error
+    return _Unreadable(f"object {number} in place of {expected}: references to earlier objects are not known")
+
+def _check_numbers(number, expected): # (n,) each
+    "Objects are numbered in their order."
+    wrong = np.flatnonzero(number != expected)
+    if len(wrong): raise _reference(number[wrong[0]], expected[wrong[0]])
+
+def _too_many(n, left): # an error
+    return _Unreadable(f"{n:,} items are announced where {max(left, 0):,} bytes are left: "
+                       "the file is damaged")
+
+# %% ../../nbs/47_i3.ipynb #4a211bce
+class _Archive(_Bytes):
+    "The bytes of an object and of the objects inside it."
+    def __init__(self, data):
+        super().__init__(data)
+        self.classes, self.numbered = {}, 0     # class -> (are its objects numbered, version); objects so far
+
+    def preamble(self, name): # numbered, version
         if name not in self.classes:
-            tracked, version = self.read(_PREAMBLE)
-            if version not in _VERSIONS.get(name, (0,)):
-                raise _Unreadable(f"version {version} of class {name} is not known; known: "
-                                  f"{shorten(_VERSIONS.get(name, (0,)))}")
-            self.classes[name] = bool(tracked), version
+            numbered, version = self.read(_PREAMBLE)
+            known = _VERSIONS.get(name, (0,))
+            if version not in known:
+                raise _Unreadable(f"version {version} of class {name} is not known; known: {shorten(known)}")
+            self.classes[name] = bool(numbered), version
         return self.classes[name]
 
     def enter(self, name): # version
-        "Begin an object."
-        tracked, version = self.preamble(name)
-        if tracked: self.check_number(name, self.number("I"))
+        numbered, version = self.preamble(name)
+        if numbered:
+            number, = self.read(_SHORT)
+            if number != self.numbered: raise _reference(number, self.numbered)
+            self.numbered += 1
         return version
 
-    def begin(self, name): # version
-        "Begin an object with the usual base class."
+    def begin(self, name): # version; the object has the usual base class
         version = self.enter(name)
         self.enter(_BASE)
         return version
-
-    def check_number(self, name, number):
-        if number != self.numbered:
-            raise _Unreadable(f"class {name}: object {number} in place of {self.numbered}; references to "
-                              "other objects are not known here")
-        self.numbered += 1
 
     def pointer(self): # the class of the object that follows
         self.preamble("shared_ptr")
         self.number("h")     # class number, which has no use here
         return self.text()
 
-# %% ../../nbs/47_i3.ipynb #423c0f90
-_PREAMBLE, _struct = struct.Struct("<BB"), cache(lambda code: struct.Struct("<" + code))
+# %% ../../nbs/47_i3.ipynb #40bcabb7
 _BASE = "I3FrameObject"     # the base class of most
 _VERSIONS = {     # of each class, as far as they are known; all others: 0
     "shared_ptr": (1,), "OMKey": (0, 1, 2), "I3RecoPulse": (2, 3), "I3SuperDST": (1,),
@@ -288,7 +309,7 @@ def _decode(archive, name):
     if left and name != "I3Geometry": raise _Unreadable(f"{left:,} bytes are left over of class {name}")
     return value
 
-# %% ../../nbs/47_i3.ipynb #99d189d0
+# %% ../../nbs/47_i3.ipynb #73959254
 def _plain(name, value): # class; function of an _Archive
     "Decode a class that holds one value."
     def read(archive):
@@ -314,7 +335,7 @@ for _name, _value in dict(Double=_read_double, Int=_read_int, Bool=_read_flag).i
     _plain(f"I3MapString{_name}", lambda archive, value=_value: _read_map(archive, value))
 _plain("I3String", _Archive.text)
 
-# %% ../../nbs/47_i3.ipynb #506068b0
+# %% ../../nbs/47_i3.ipynb #1a7dbbfa
 _MIDYEAR_LEAPS = {2012: 182, 2015: 181}     # year: days to July, which began after a leap second
 
 def _utc(year, tenths) -> np.datetime64: # [ns]
@@ -330,7 +351,7 @@ def _time(archive):
     archive.begin("I3Time")
     return _utc(*archive.read(_struct("iq")))
 
-# %% ../../nbs/47_i3.ipynb #8acf60a5
+# %% ../../nbs/47_i3.ipynb #4c2e761a
 @_decodes("I3EventHeader")
 def _event_header(archive) -> dict:
     "Who and when an event is."
@@ -343,7 +364,7 @@ def _event_header(archive) -> dict:
     header["stream"] = archive.text() if version > 2 else ""
     return header | dict(start_time=_time(archive), end_time=_time(archive))
 
-# %% ../../nbs/47_i3.ipynb #e6630940
+# %% ../../nbs/47_i3.ipynb #327aaa06
 _PARTICLE = [     # inside the first particle, each of `object` and `base` comes after a preamble
     ("object", "<u4"), ("base", "<u4"), ("minor", "<i4"), ("major", "<u8"), ("pid", "<i4"), ("shape", "<i4"),
     ("status", "<i4"), ("pos_object", "<u4"), ("pos_base", "<u4"), ("position", "<f8", 3),
@@ -351,17 +372,18 @@ _PARTICLE = [     # inside the first particle, each of `object` and `base` comes
     ("energy", "<f8"), ("length", "<f8"), ("speed", "<f8"), ("location", "<i4"),
 ]
 
+_NUMBERS = ["object", "base", "pos_object", "pos_base", "dir_object", "dir_base"]
+
 def _first_particle(archive) -> np.ndarray: # (1,) of _PARTICLE
     "A particle whose classes may be new to the archive."
-    names = dict(object="I3Particle", base=_BASE, pos_object="I3Position", pos_base=_BASE,
-                 dir_object="I3Direction", dir_base=_BASE)
+    names = dict(zip(_NUMBERS, ("I3Particle", _BASE, "I3Position", _BASE, "I3Direction", _BASE), strict=True))
     particle = np.zeros(1, _PARTICLE)
     for name, code, *_ in _PARTICLE:
         if name in names: archive.enter(names[name])
         else: particle[name] = archive.array((code, particle[name].shape[1:]), 1)
     return particle
 
-# %% ../../nbs/47_i3.ipynb #ed23087d
+# %% ../../nbs/47_i3.ipynb #d39a56ea
 def _particles(archive, n, extra=()): # extra: fields after each particle. Returns (n,) array
     "Particles in a row."
     if not n: return np.zeros(0, [*_PARTICLE, *extra])
@@ -374,24 +396,18 @@ def _particles(archive, n, extra=()): # extra: fields after each particle. Retur
     for name in first.dtype.names: particles[name][0] = first[name][0]
     for name, *_ in extra: particles[name][0] = tail[name][0]
     particles[1:] = rest
-    _check_numbers(archive, rest, ["object", "base", "pos_object", "pos_base", "dir_object", "dir_base"])
+    numbers = np.stack([rest[c] for c in _NUMBERS], 1).ravel()
+    _check_numbers(numbers, archive.numbered + np.arange(len(numbers)))
+    archive.numbered += len(numbers)
     particles["pid"] = _pdg_codes(particles["pid"], archive.preamble("I3Particle")[1])
     return particles
 
-# %% ../../nbs/47_i3.ipynb #53314d05
-def _check_numbers(archive, items, columns):
-    "Numbered objects in a row have numbers in a row."
-    numbers = np.stack([items[c].astype(np.int64) for c in columns], 1).ravel()
-    wrong = np.flatnonzero(numbers != archive.numbered + np.arange(len(numbers)))
-    if len(wrong): raise _Unreadable(f"object {numbers[wrong[0]]} in place of {archive.numbered + wrong[0]}; "
-                                     "references to other objects are not known here")
-    archive.numbered += len(numbers)
-
-# %% ../../nbs/47_i3.ipynb #d661d8a7
+# %% ../../nbs/47_i3.ipynb #968e85ea
 _OLD_CODES = {     # version 3
     1: 22, 2: -11, 3: 11, 5: -13, 6: 13, 7: 111, 8: 211, 9: -211, 10: 130, 11: 321, 12: -321, 13: 2112,
     14: 2212, 15: -2212, 16: 310, 66: 12, 67: -12, 68: 14, 69: -14, 131: -15, 132: 15, 133: 16, 134: -16,
-    -4: -2000000004, -41: -2000000041, **{-k: -2000000000 - k for k in (1001, 1002, 1003, 1004, 1005, 1006, 1111)},
+    -4: -2000000004, -41: -2000000041,
+    **{-k: -2000000000 - k for k in (1001, 1002, 1003, 1004, 1005, 1006, 1111)},
 }
 _OLDEST_CODES = {     # version 2
     1: 22, 2: -11, 3: 11, 4: -2000000004, 5: -13, 6: 13, 7: 111, 8: 211, 9: -211, 11: 321, 12: -321, 14: 2212,
@@ -399,20 +415,23 @@ _OLDEST_CODES = {     # version 2
     **{k: -2000000000 - k for k in (1001, 1002, 1003, 1004, 1005, 1006)},
 }
 
+# %% ../../nbs/47_i3.ipynb #31f30a26
 def _pdg_codes(code, version): # (n,)
     "The codes of the Particle Data Group."
     if version >= 5: return code
     known = _OLDEST_CODES if version == 2 else _OLD_CODES
-    nucleus = lambda c: 1_000_000_000 + c % 100 * 10_000 + c // 100 * 10 if version == 3 and c >= 302 else 0
-    return np.array([known.get(c) or nucleus(c) for c in code.tolist()], np.int32)
+    return np.array([known.get(c) or _nucleus(c) * (version == 3) for c in code.tolist()], np.int32)
 
-# %% ../../nbs/47_i3.ipynb #7f3b71ff
+def _nucleus(code): # 100 A + Z
+    return 1_000_000_000 + code % 100 * 10_000 + code // 100 * 10 if 302 <= code < 9_900 else 0
+
+# %% ../../nbs/47_i3.ipynb #cc5c4c22
 class I3Tree(NamedTuple):
     "The particles of a simulated event, depth first."
-    particles: np.ndarray   # (n,) structured: pid (PDG), position [m], zenith, azimuth [rad], energy [GeV], ...
+    particles: np.ndarray   # (n,) structured: pid (PDG), position [m], zenith, azimuth [rad], energy [GeV] ..
     parent: np.ndarray      # (n,) number of the parent, -1: a primary
 
-# %% ../../nbs/47_i3.ipynb #6e3910f5
+# %% ../../nbs/47_i3.ipynb #f30b0c5b
 def _tree_by_counts(archive) -> I3Tree: # version 0
     roots, size = archive.number("I"), np.dtype(_PARTICLE).itemsize + 4
     n = (len(archive.data) - archive.at) // size if roots else 0     # the tree is all that follows
@@ -427,7 +446,7 @@ def _tree_by_counts(archive) -> I3Tree: # version 0
     if waiting and roots or len(parent) != n: raise _Unreadable("the tree of particles does not close")
     return I3Tree(particles, np.array(parent, np.int64))
 
-# %% ../../nbs/47_i3.ipynb #c03fcace
+# %% ../../nbs/47_i3.ipynb #07f6a591
 _BITS = 65_535     # of a part of a tree, at most
 
 def _tree_by_bits(archive) -> I3Tree: # version 1
@@ -442,10 +461,10 @@ def _tree_by_bits(archive) -> I3Tree: # version 1
     if not parts: return I3Tree(_particles(archive, 0), np.zeros(0, np.int64))
     return I3Tree(np.concatenate(parts), _parents(np.concatenate(bits).tolist()))
 
-# %% ../../nbs/47_i3.ipynb #dd54f1e2
+# %% ../../nbs/47_i3.ipynb #3ee64a62
 def _parents(bits:list) -> np.ndarray: # (n,) int64
     "Parents from the links to first child and next sibling."
-    parent, now, child = [], -1, True     # child: the bit tells of the first child of `now`, else of its sibling
+    parent, now, child = [], -1, True     # child: the bit is of the first child of `now`, else of its sibling
     for bit in bits:
         if bit:
             parent.append(now if child or now < 0 else parent[now])
@@ -454,7 +473,7 @@ def _parents(bits:list) -> np.ndarray: # (n,) int64
         elif now >= 0: now = parent[now]
     return np.array(parent, np.int64)
 
-# %% ../../nbs/47_i3.ipynb #82701088
+# %% ../../nbs/47_i3.ipynb #d054dc6f
 @_decodes("I3MCTree")
 def _tree(archive) -> I3Tree:
     version = archive.begin("I3MCTree")
@@ -469,11 +488,13 @@ def _particle_vector(archive): # (n,) of _PARTICLE
     archive.enter("vector")
     return _particles(archive, archive.count())
 
-# %% ../../nbs/47_i3.ipynb #2bb6726e
+# %% ../../nbs/47_i3.ipynb #c8f8d274
+_KEY, _OLD_KEY = struct.Struct("<iIB"), struct.Struct("<iI")
+
 def _om_key(archive) -> tuple: # string, module, PMT
     version = archive.enter("OMKey")
     if version < 2: archive.enter(_BASE)
-    return archive.read(_struct("iIB")) if version else (*archive.read(_struct("iI")), 0)
+    return archive.read(_KEY) if version else (*archive.read(_OLD_KEY), 0)
 
 @_decodes("I3Geometry")
 def _geometry(archive) -> dict: # (string, module, PMT) -> x, y, z [m]
@@ -497,7 +518,7 @@ def _om_position(archive) -> tuple: # x, y, z [m]
     else: archive.read(_struct("iidd"))     # orientation, type, area, angle
     return position
 
-# %% ../../nbs/47_i3.ipynb #f5ece0ca
+# %% ../../nbs/47_i3.ipynb #56c40f09
 def i3_geometry(
     path, # of an i3 file with a G frame, such as a GCD file
 ) -> np.ndarray: # (5160, 3) x, y, z [m], in order of `sensor_id`
@@ -516,21 +537,21 @@ def i3_geometry(
                         "season with 86 strings")
     return xyz
 
-# %% ../../nbs/47_i3.ipynb #defee6b6
+# %% ../../nbs/47_i3.ipynb #888e1025
 def _sensor_ids(key) -> np.ndarray: # key: (D, 3) string, module, PMT. Returns (D,), -1: none of IceCube-86
     "Numbers of the sensors."
     string, module, pmt = np.asarray(key, np.int64).reshape(-1, 3).T
     known = (string >= 1) & (string <= N_STRINGS) & (module >= 1) & (module <= DOMS_PER_STRING) & (pmt == 0)
     return np.where(known, (string - 1) * DOMS_PER_STRING + module - 1, -1)
 
-# %% ../../nbs/47_i3.ipynb #22a6f8a1
+# %% ../../nbs/47_i3.ipynb #2a52428f
 class I3Pulses(NamedTuple):
     "A pulse map, flat."
     key: np.ndarray      # (D, 3) string, module, PMT, ascending
     count: np.ndarray    # (D,) pulses of each
     pulse: np.ndarray    # (P,) structured: time [ns], charge [p.e.], width [ns], flags (1: local coincidence)
 
-# %% ../../nbs/47_i3.ipynb #a1c382ae
+# %% ../../nbs/47_i3.ipynb #4404af74
 _PULSE = [("time", "<f8"), ("charge", "<f4"), ("width", "<f4"), ("flags", "u1")]
 
 @_decodes("I3RecoPulseSeriesMap")
@@ -538,52 +559,93 @@ def _pulse_map(archive) -> I3Pulses:
     "Pulses as they are."
     archive.begin("I3RecoPulseSeriesMap")
     archive.enter("map")
-    keys, counts, parts, numbers = [], [], [], []
-    for _ in range(archive.count()):
-        archive.enter("pair")
-        keys.append(_om_key(archive))
-        archive.enter("vector")
-        counts.append(archive.count())
-        if counts[-1]: parts.append(_pulse_series(archive, counts[-1]))
-    pulse = np.concatenate(parts) if parts else np.zeros(0, _PULSE)
-    return I3Pulses(np.array(keys, np.int64).reshape(-1, 3), np.array(counts, np.int64), pulse)
+    keys, counts, series = [], [], []     # of each DOM; series: where its pulses begin, number of the first
+    usual = False
+    for k in range(archive.count()):
+        if k == 1: usual = all(archive.classes[name] == value for name, value in _USUAL.items())
+        key, count = (_usual_dom if usual else _dom)(archive)
+        keys.append(key)
+        counts.append(count)
+        if count: series.append(_pass_pulses(archive, count))
+    count = np.array(counts, np.int64)
+    pulse = _gather_pulses(archive, series, count[count > 0]) if series else np.zeros(0, _PULSE)
+    return I3Pulses(np.array(keys, np.int64).reshape(-1, 3), count, pulse)
 
-def _pulse_series(archive, n) -> np.ndarray: # (n,) of _PULSE
-    tracked, version = archive.preamble("I3RecoPulse")
+# %% ../../nbs/47_i3.ipynb #72a94c9f
+def _dom(archive) -> tuple: # key, number of pulses
+    "What stands before the pulses of a DOM."
+    archive.enter("pair")
+    key = _om_key(archive)
+    archive.enter("vector")
+    return key, archive.count()
+
+_USUAL = dict(pair=(False, 0), OMKey=(True, 2), vector=(False, 0))     # numbered, version
+_USUAL_DOM = struct.Struct("<IiIBI")
+
+def _usual_dom(archive) -> tuple: # the same, in one go
+    number, *key, n = archive.read(_USUAL_DOM)
+    if number != archive.numbered: raise _reference(number, archive.numbered)
+    archive.numbered += 1
+    return key, n
+
+# %% ../../nbs/47_i3.ipynb #5b6abec9
+@cache
+def _stored_pulse(numbered, version) -> np.dtype: # of a pulse in the archive
     time = [("time", "<f8" if version == 3 else "<f4")]
-    stored = archive.array([("number", "<u4")] * tracked + time + _PULSE[1:], n)
-    if tracked: _check_numbers(archive, stored, ["number"])
-    return stored[[name for name, _ in _PULSE]].astype(_PULSE)
+    return np.dtype([("number", "<u4")] * numbered + time + _PULSE[1:])
 
-# %% ../../nbs/47_i3.ipynb #25932e97
+def _pass_pulses(archive, n) -> tuple: # where the pulses begin, number of the first
+    numbered, version = archive.preamble("I3RecoPulse")
+    start, first = archive.at, archive.numbered
+    archive.at += n * _stored_pulse(numbered, version).itemsize
+    archive.numbered += n * numbered
+    if archive.at > len(archive.data): raise _too_many(n, len(archive.data) - start)
+    return start, first
+
+# %% ../../nbs/47_i3.ipynb #198b0016
+def _gather_pulses(archive, series, count) -> np.ndarray: # (P,) of _PULSE
+    "The pulses of all DOMs."
+    stored, (start, first) = _stored_pulse(*archive.classes["I3RecoPulse"]), np.array(series, np.int64).T
+    within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    place = np.repeat(start, count) + within * stored.itemsize
+    data = np.frombuffer(archive.data, np.uint8)[place[:, None] + np.arange(stored.itemsize)]
+    found, pulse = data.view(stored)[:, 0], np.zeros(len(place), _PULSE)
+    if "number" in stored.names: _check_numbers(found["number"], np.repeat(first, count) + within)
+    for name, _ in _PULSE: pulse[name] = found[name]
+    return pulse
+
+# %% ../../nbs/47_i3.ipynb #e0b0be20
 def _long_stamps(word, header, is_top): # (N,), (R,) uint16; (R,) bool: IceTop
     "Which words are stamps, and what the others add to time and charge of the stamp before them."
-    full_time, full_charge = (word & 255) == 255, (word >> 8 & 63) == 63
-    readout = np.cumsum(word >> 15) - (word >> 15)     # of each word, if no word before it were a rest
+    full = np.flatnonzero(((word & 255) == 255) | ((word >> 8 & 63) == 63)).tolist()
+    readout = np.cumsum(word >> 15)[full].tolist()     # stop bits up to each, itself included
     is_stamp, more = np.ones(len(word), bool), np.zeros((2, len(word)), np.int64)
+    words, headers, tops = word.tolist(), header.tolist(), is_top.tolist()
     last, after, hidden = -1, 0, 0     # stamp with a rest; the word behind that; stop bits in rests so far
-    for i in np.flatnonzero(full_time | full_charge).tolist():
+    for i, k in zip(full, readout, strict=True):
         if i < after: continue
-        before, k = (last if i == after else i - 1), readout[i] - hidden
-        first = before < 0 or word[before] >> 15
-        if k >= len(header): raise _Unreadable("more stamps than headers: the file is damaged")
+        before, k = (last if i == after else i - 1), k - (words[i] >> 15) - hidden
+        if k >= len(headers): raise _Unreadable("more stamps than headers: the file is damaged")
+        first = before < 0 or words[before] >> 15
         last, after = i, i + 1
-        if full_time[i] and (not first or header[k] >> 13 == 7): more[0, i], after = _rest(word, after)
-        if full_charge[i] and not is_top[k]: more[1, i], after = _rest(word, after)
-        is_stamp[last + 1:after] = False
-        hidden += int((word[last + 1:after] >> 15).sum())
+        full_time = words[i] & 255 == 255 and (not first or headers[k] >> 13 == 7)
+        if full_time: more[0, i], after = _rest(words, after)
+        if words[i] >> 8 & 63 == 63 and not tops[k]: more[1, i], after = _rest(words, after)
+        for j in range(i + 1, after):
+            is_stamp[j] = False
+            hidden += words[j] >> 15
     return is_stamp, more
 
-# %% ../../nbs/47_i3.ipynb #9ec0fdb6
-def _rest(word, i): # the rest that starts at word i; the word behind it
+# %% ../../nbs/47_i3.ipynb #a6342ccc
+def _rest(words, i): # the rest that starts at word i; the word behind it
     "Words are added up to the first that is not full."
     total = 0
-    while i < len(word):
-        total, i = total + int(word[i]), i + 1
-        if word[i - 1] != 0xFFFF: return total, i
+    while i < len(words):
+        total, i = total + words[i], i + 1
+        if words[i - 1] != 0xFFFF: return total, i
     raise _Unreadable("the stamps end too early: the file is damaged")
 
-# %% ../../nbs/47_i3.ipynb #75956d28
+# %% ../../nbs/47_i3.ipynb #80c6e7ab
 def _compact(archive, item, dtype) -> np.ndarray: # item: a C++ type. Returns (n,)
     "A list whose length is a single byte where it is short."
     archive.enter(f"CompactVector<{item}>")
@@ -592,31 +654,33 @@ def _compact(archive, item, dtype) -> np.ndarray: # item: a C++ type. Returns (n
     if n >= 0xFF - 8: n = int.from_bytes(archive.array(np.uint8, 0xFF - n).tobytes(), "little")
     return archive.array(dtype, n)
 
+# %% ../../nbs/47_i3.ipynb #afa0e4bb
 def _runs(code, n) -> np.ndarray: # n: how many values it must give. Returns (n,) uint8
     "Run lengths: 4 bits of value, 4 of length; the lengths of equal values in a row are one number."
     value, part = code & 15, (code >> 4).astype(np.int64)
-    first = np.flatnonzero(np.diff(value, prepend=255))
-    place = np.arange(len(code)) - np.repeat(first, np.diff(first, append=len(code)))
+    first = np.flatnonzero(np.append(True, value[1:] != value[:-1]))[:len(code)]
+    place = np.arange(len(code)) - np.repeat(first, np.append(first[1:], len(code)) - first)
     length = np.add.reduceat(part << np.minimum(4 * place, 40), first) if len(code) else part
     if length.sum() != n: raise _Unreadable(f"{length.sum():,} widths for {n:,} pulses: the file is damaged")
     return np.repeat(value[first], length)
 
-# %% ../../nbs/47_i3.ipynb #67b16004
-def _charges(code, is_top, extra) -> np.ndarray: # (P,) code, bool; (IceTop's,) 8 more bits. Returns (P,) [p.e.]
+# %% ../../nbs/47_i3.ipynb #3234d791
+def _charges(code, is_top, extra) -> np.ndarray: # (P,) [p.e.]; extra: 8 more bits for each of IceTop
     "Charges: linear, but logarithmic for IceTop."
     if len(extra) != is_top.sum(): raise _Unreadable(f"{len(extra):,} charges for {is_top.sum():,} of IceTop")
     charge = 0.05 * code + 0.025
     charge[is_top] = 10 ** ((code[is_top] | extra.astype(np.int64) << 6) * 9 / (2**14 - 1) - 2)
     return charge
 
-def _widths(archive, kind) -> np.ndarray: # (P,) 0 to 3: SLC, HLC, and the same of IceTop. Returns (P,) [ns]
+def _widths(archive, kind) -> np.ndarray: # (P,) [ns]; kind: 0 to 3: SLC, HLC, and the same of IceTop
     "Widths: powers of two."
     width = np.zeros(len(kind), np.float32)
-    for k in range(4):
-        width[kind == k] = np.exp2(_runs(_compact(archive, "uint8", np.uint8), (kind == k).sum()))
+    for k, n in enumerate(np.bincount(kind, minlength=4)):
+        code = _compact(archive, "uint8", np.uint8)
+        if n or len(code): width[kind == k] = np.exp2(_runs(code, n))
     return width
 
-# %% ../../nbs/47_i3.ipynb #f9437e2f
+# %% ../../nbs/47_i3.ipynb #9dd1e19b
 @_decodes("I3SuperDST")
 def _super_dst(archive) -> I3Pulses:
     "The pulses of a read-out."
@@ -626,9 +690,10 @@ def _super_dst(archive) -> I3Pulses:
     is_stamp, more = _long_stamps(word, header, is_top)
     stamp, more = word[is_stamp], more[:, is_stamp]
     readout = np.cumsum(stamp >> 15) - (stamp >> 15)
-    first = np.diff(readout, prepend=-1) != 0
+    first = np.append(True, readout[1:] != readout[:-1])[:len(stamp)]
     if first.sum() != len(header) or len(stamp) and not stamp[-1] >> 15:
-        raise _Unreadable(f"{len(header):,} headers for {first.sum():,} series of stamps: the file is damaged")
+        raise _Unreadable(f"{len(header):,} headers for {first.sum():,} series of stamps: "
+                          "the file is damaged")
     hlc, is_top = (stamp[first] >> 14 & 1)[readout], is_top[readout]
     pulse = np.zeros(len(stamp), _PULSE)
     pulse["time"] = _absolute_times((stamp & 255) + more[0], header, first, readout)
@@ -637,7 +702,7 @@ def _super_dst(archive) -> I3Pulses:
     pulse["flags"] = np.where(hlc, 7, 4)     # local coincidence, ATWD, FADC; FADC
     return _by_dom((header & 0x1FFF)[readout], pulse)
 
-# %% ../../nbs/47_i3.ipynb #0a168fe7
+# %% ../../nbs/47_i3.ipynb #55abc4f9
 def _absolute_times(step, header, first, readout) -> np.ndarray: # (P,) [ns]
     "Times from the start of the read-out, which is 512 ns before 0."
     step[first] += (header >> 13).astype(np.int64) << 8
@@ -651,13 +716,13 @@ def _by_dom(code, pulse) -> I3Pulses: # code: (P,) string << 6 | module - 1
     key = np.stack([dom >> 6, (dom & 63) + 1, np.zeros_like(dom)], 1).astype(np.int64)
     return I3Pulses(key, count, _separate(pulse[order], count))
 
-# %% ../../nbs/47_i3.ipynb #42d2e0dd
+# %% ../../nbs/47_i3.ipynb #130fb5e5
 def _separate(pulse, count) -> np.ndarray: # (P,) by DOM and time; (D,) pulses of each DOM
     "Pulses of a DOM that do not overlap."
     time, width = pulse["time"], pulse["width"]
-    gap, last = np.diff(time, append=np.inf), np.cumsum(count) - 1
+    gap, last = np.append(time[1:] - time[:-1], np.inf)[:len(time)], np.cumsum(count) - 1
     gap[last] = np.inf
-    for dom in np.unique(np.searchsorted(last, np.flatnonzero(gap == 0))):
+    for dom in sorted(set(np.searchsorted(last, np.flatnonzero(gap == 0)).tolist())):
         k = slice(last[dom] - count[dom] + 1, last[dom] + 1)
         time[k], width[k] = _separate_dom(time[k].tolist(), width[k].tolist())
         gap[k][:-1] = np.inf
@@ -678,7 +743,7 @@ def _separate_dom(time, width): # lists of one DOM
         waits = not k
     return time, width
 
-# %% ../../nbs/47_i3.ipynb #3277bfe0
+# %% ../../nbs/47_i3.ipynb #4508bf00
 class I3Mask(NamedTuple):
     "A choice among the pulses of another map."
     source: str             # key of that map
@@ -686,7 +751,7 @@ class I3Mask(NamedTuple):
     count: np.ndarray       # (chosen,) pulses of each chosen DOM
     pulse: np.ndarray       # bool, of all pulses of the chosen DOMs
 
-# %% ../../nbs/47_i3.ipynb #5ebfb702
+# %% ../../nbs/47_i3.ipynb #fc609f7f
 @_decodes("I3RecoPulseSeriesMapMask")
 def _mask(archive) -> I3Mask:
     "Bits in bytes, the lowest first."
@@ -713,14 +778,14 @@ def _read_bits(archive, n) -> tuple: # (n,) bits of each series; all bits
     count = np.maximum(size - unused, 0)
     return count, bits[place < np.repeat(count, size)]
 
-# %% ../../nbs/47_i3.ipynb #276b8247
+# %% ../../nbs/47_i3.ipynb #5d30ac6d
 @_decodes("I3RecoPulseSeriesMapUnion")
 def _union(archive) -> tuple: # of keys
     archive.begin("I3RecoPulseSeriesMapUnion")
     archive.enter("vector")
     return tuple(archive.text() for _ in range(archive.count()))
 
-# %% ../../nbs/47_i3.ipynb #c30bfcca
+# %% ../../nbs/47_i3.ipynb #d3810113
 _MAPS = ("I3SuperDST", "I3RecoPulseSeriesMap", "I3RecoPulseSeriesMapMask", "I3RecoPulseSeriesMapUnion")
 
 def _resolve(frame, key, within=()) -> I3Pulses: # within: maps that lead to this one
@@ -738,7 +803,7 @@ def _resolve(frame, key, within=()) -> I3Pulses: # within: maps that lead to thi
         return _join([_resolve(frame, k, within) for k in value])
     raise DataError(f"{frame.where}, key {key}: class {frame.kind(key)} is no pulse map")
 
-# %% ../../nbs/47_i3.ipynb #7f2a294f
+# %% ../../nbs/47_i3.ipynb #bade1473
 def _apply(mask, pulses, where) -> I3Pulses:
     "The pulses that a mask chooses. A DOM without any is left out, which masks of the result rely on."
     if len(mask.dom) != len(pulses.key) or not np.array_equal(pulses.count[mask.dom], mask.count):
@@ -758,7 +823,7 @@ def _join(maps) -> I3Pulses:
     order = np.lexsort((pulse["time"], dom))
     return I3Pulses(key, np.bincount(dom, minlength=len(key)), pulse[order])
 
-# %% ../../nbs/47_i3.ipynb #9cc368dc
+# %% ../../nbs/47_i3.ipynb #ff403400
 def _primary(frame, mctree): # a record of _PARTICLE, or None
     "The particle whose direction is wanted."
     if "MCInIcePrimary" in frame:
@@ -774,12 +839,11 @@ def _truth(frame, mctree) -> dict: # column -> value, NaN or None where unknown
     columns = ("azimuth", "zenith", "energy", "position_x", "position_y", "position_z")
     if particle is None: return dict.fromkeys(columns, np.nan) | dict(pid=None, interaction_type=None)
     values = [*(particle[c] for c in columns[:3]), *particle["position"]]
-    weights = frame["I3MCWeightDict"] if "I3MCWeightDict" in frame else {}
-    kind = weights.get("InteractionType")
+    kind = frame.get("I3MCWeightDict", {}).get("InteractionType")
     return dict(zip(columns, map(float, values), strict=True)) | dict(
         pid=int(particle["pid"]), interaction_type=None if kind is None else int(kind))
 
-# %% ../../nbs/47_i3.ipynb #8036738a
+# %% ../../nbs/47_i3.ipynb #eb0325aa
 def i3_events(
     path, # of an i3 file, perhaps compressed (gz, bz2, zst)
     pulses:str|None=None, # key of the pulse map; None: the first of USUAL_PULSES that the file has
@@ -787,35 +851,41 @@ def i3_events(
     mctree:str="I3MCTree", # key of the simulated particles
 ): # yields header (dict), pulses (frame), truth (dict)
     "The events of a file, one at a time."
-    number, found, maps = 0, 0, set()
+    for event_id, (header, columns, truth) in enumerate(_events(path, pulses, only_known_doms, mctree)):
+        identity = dict(event_id=event_id) | {c: header[c] for c in _IDENTITY}
+        yield dict(event_id=event_id) | header, _pulse_table([identity], [columns]), identity | truth
+
+# %% ../../nbs/47_i3.ipynb #134c7bf2
+def _events(path, pulses, only_known_doms, mctree):
+    "Header, columns of the pulses and truth of each event."
+    found, events, maps = 0, 0, set()
     for frame in i3_frames(path):
         found += 1
         if pulses is None: pulses = next((k for k in USUAL_PULSES if k in frame), None)
-        if pulses not in frame:
-            maps |= {k for k in frame if frame.kind(k) in _MAPS}
-            continue
-        yield _event(frame, number, pulses, only_known_doms, mctree)
-        number += 1
-    if found and not number:
+        if pulses in frame:
+            events += 1
+            yield _event(frame, pulses, only_known_doms, mctree)
+        elif not events: maps |= {k for k in frame if frame.kind(k) in _MAPS}
+    if found and not events:
         raise DataError(f"{path}: no physics frame has the pulse map {pulses or shorten(USUAL_PULSES)}; "
                         f"name one with pulses=; there are {shorten(sorted(maps), 12) or 'none'}")
 
-# %% ../../nbs/47_i3.ipynb #54dd8c07
-USUAL_PULSES = ("SplitInIcePulses", "InIcePulses", "SplitInIceDSTPulses", "SRTInIcePulses")     # uncleaned first
+# %% ../../nbs/47_i3.ipynb #d3723a38
+# Uncleaned maps first: the shipped models are trained on such pulses.
+USUAL_PULSES = ("SplitInIcePulses", "InIcePulses", "SplitInIceDSTPulses", "SRTInIcePulses")
 
-# %% ../../nbs/47_i3.ipynb #d59d9a60
-def _event(frame, number, key, only_known_doms, mctree) -> tuple:
-    "Header, pulses and truth of a frame."
+# %% ../../nbs/47_i3.ipynb #9433d699
+def _event(frame, key, only_known_doms, mctree) -> tuple: # header, column -> (P,), truth
+    "What a frame says of an event."
     if "I3EventHeader" not in frame: raise DataError(f"{frame.where}: no I3EventHeader")
-    header, found = {"event_id": number} | frame["I3EventHeader"], frame.pulses(key)
+    found = frame.pulses(key)
     sensor, known = _known_sensors(frame, key, found, only_known_doms)
-    header["left_out"] = int((~known).sum())
-    pulse, where = found.pulse[known], {c: header[c] for c in ("run_id", "event", "sub_event")}
-    table = pd.DataFrame({"event_id": number, "sensor_id": sensor[known], "time": pulse["time"],
-                          "charge": pulse["charge"].astype(np.float64),
-                          "auxiliary": (pulse["flags"] & 1) == 0} | where)
-    return header, table, {"event_id": number} | _truth(frame, mctree)
+    pulse = found.pulse[known]
+    columns = dict(sensor_id=sensor[known], time=pulse["time"], charge=pulse["charge"].astype(np.float64),
+                   auxiliary=(pulse["flags"] & 1) == 0)
+    return frame["I3EventHeader"] | dict(left_out=int((~known).sum())), columns, _truth(frame, mctree)
 
+# %% ../../nbs/47_i3.ipynb #68ad0a41
 def _known_sensors(frame, key, found, only_known_doms) -> tuple: # (P,) sensor_id; (P,) bool
     "Sensors of the pulses, and which of them belong to IceCube-86."
     dom = _sensor_ids(found.key)
@@ -823,12 +893,28 @@ def _known_sensors(frame, key, found, only_known_doms) -> tuple: # (P,) sensor_i
     unknown = found.key[(dom < 0) & (found.count > 0)]
     if len(unknown) and not only_known_doms:
         names = shorten([f"{s}-{m}" for s, m in np.unique(unknown[:, :2], axis=0)])
-        raise DataError(f"{frame.where}, key {key}: {(sensor < 0).sum():,} of {plural(len(sensor), 'pulse')} lie "
-                        f"on modules beyond IceCube-86 (string-module {names}); only_known_doms=True (in a "
-                        "command --only-known-doms) leaves them out")
+        raise DataError(f"{frame.where}, key {key}: {(sensor < 0).sum():,} of {plural(len(sensor), 'pulse')} "
+                        f"lie on modules beyond IceCube-86 (string-module {names}); only_known_doms=True "
+                        "(in a command --only-known-doms) leaves them out")
     return sensor, sensor >= 0
 
-# %% ../../nbs/47_i3.ipynb #6b5f50d1
+# %% ../../nbs/47_i3.ipynb #46cea2f4
+_IDENTITY = ["run_id", "event", "sub_event"]
+_TRUTH_COLUMNS = ["event_id", "run_id", "sub_run", "event", "sub_event", "stream", "start_time", "end_time",
+                  "azimuth", "zenith", "energy", "position_x", "position_y", "position_z", "pid",
+                  "interaction_type"]
+_NO_PULSES = dict(sensor_id=np.zeros(0, np.int64), time=np.zeros(0), charge=np.zeros(0),
+                  auxiliary=np.zeros(0, bool))
+
+def _pulse_table(identities, columns) -> pd.DataFrame: # of each event
+    "The pulses of several events; their names in front and behind."
+    count = [len(c["time"]) for c in columns]
+    names = {n: np.repeat(np.array([i[n] for i in identities], np.int64), count)
+             for n in ("event_id", *_IDENTITY)}
+    values = {n: np.concatenate([none, *(c[n] for c in columns)]) for n, none in _NO_PULSES.items()}
+    return pd.DataFrame(dict(event_id=names["event_id"]) | values | names)
+
+# %% ../../nbs/47_i3.ipynb #a1cbb7fd
 def read_i3(
     path, # of an i3 file, perhaps compressed (gz, bz2, zst)
     pulses:str|None=None, # key of the pulse map; None: the first of USUAL_PULSES that the file has
@@ -836,22 +922,12 @@ def read_i3(
     mctree:str="I3MCTree", # key of the simulated particles
 ) -> tuple: # pulses (one row per pulse, as `predict` takes them); truth (one row per event, with the header)
     "Pulses and truth of all events of a file; in recorded data the truth is NaN."
-    events = list(i3_events(path, pulses, only_known_doms, mctree))
+    events = list(_events(path, pulses, only_known_doms, mctree))
     if not events: warnings.warn(f"{path}: no physics frames, so no events", stacklevel=2)
-    truth = pd.DataFrame([header | truth for header, _, truth in events], columns=_TRUTH_COLUMNS)
-    left_out = int(truth.pop("left_out").sum())
+    headers = [dict(event_id=k) | header for k, (header, _, _) in enumerate(events)]
+    left_out = sum(header["left_out"] for header in headers)
     if left_out: warnings.warn(f"{path}: {plural(left_out, 'pulse')} on modules beyond IceCube-86 left out",
                                stacklevel=2)
-    tables = [table for _, table, _ in events if len(table)]
-    table = pd.concat(tables, ignore_index=True) if tables else _no_pulses()
-    return table, truth.astype(dict(pid="Int64", interaction_type="Int64"))
-
-# %% ../../nbs/47_i3.ipynb #496f3690
-_TRUTH_COLUMNS = ["event_id", "run_id", "sub_run", "event", "sub_event", "stream", "start_time", "end_time",
-                  "azimuth", "zenith", "energy", "position_x", "position_y", "position_z", "pid",
-                  "interaction_type", "left_out"]
-
-def _no_pulses() -> pd.DataFrame:
-    return pd.DataFrame({"event_id": np.zeros(0, np.int64), "sensor_id": np.zeros(0, np.int64), "time": np.zeros(0),
-                         "charge": np.zeros(0), "auxiliary": np.zeros(0, bool), "run_id": np.zeros(0, np.int64),
-                         "event": np.zeros(0, np.int64), "sub_event": np.zeros(0, np.int64)})
+    rows = [header | truth for header, (_, _, truth) in zip(headers, events, strict=True)]
+    truth = pd.DataFrame(rows, columns=_TRUTH_COLUMNS).astype(dict(pid="Int64", interaction_type="Int64"))
+    return _pulse_table(headers, [columns for _, columns, _ in events]), truth
