@@ -106,7 +106,7 @@ def test_every_known_object_of_graphnets_files_is_decoded(graphnet):
 
 def test_pulses_are_taken_by_the_model(graphnet):
     pulses, truth = read(graphnet, GENIE)
-    events = frame_to_events(pulses, 5160)
+    events = frame_to_events(pulses)
     assert [int(e["event_id"]) for e in events] == truth.event_id.tolist()
 
 
