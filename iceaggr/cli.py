@@ -574,7 +574,7 @@ VERBS = {
 
 # %% ../nbs/49_cli.ipynb #490c9a46
 def main(
-    argv=None, # arguments; None: those of the process
+    argv:list | None=None, # arguments; None: those of the process
 ) -> int: # exit code
     "Entry point of the command `iceaggr`."
     args = make_parser().parse_args(argv)

@@ -84,7 +84,7 @@ def notebook_faults(path, root, long_classes):
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     name, faults, lengths = path.relative_to(root).as_posix(), [], []
     if not re.fullmatch(r"# .+\n+> .+\n*", source(cells[0])):
-        faults.append(f"{name}: must open with a cell of `# title` and `> one line`; nbdev drops its other text")
+        faults.append(f"{name}: must open with a cell of `# title` and `> one line` only")
     visible = [c for c in cells[1:] if seen(c)][:3]
     if not any(has_picture(c) for c in visible):
         faults.append(f"{name}: no picture within the first three cells below the title")
