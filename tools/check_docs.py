@@ -39,6 +39,7 @@ FEW = ("index", "api", "20_training", "22_evaluation", "51_benchmarks", "tutoria
 
 # Outputs of these types make Quarto load scripts from another host.
 LOADED = ("text/html", "application/javascript", WIDGET)
+COLUMN = 88     # letters of code in a line of a page
 DIGITS = 8      # a number with as many significant digits is a raw one
 NUMBER = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.]|e[-+]?\d)|(?<![\w.])\d\.\d+e[-+]?\d+")
 
@@ -245,6 +246,18 @@ def opening_faults(page, notebook): # path, processed notebook -> faults
     return []
 
 
+def diagram_faults(page, notebook): # path, processed notebook -> faults
+    "Diagrams of letters that are wider than the column of a page; commands and code wrap."
+    faults = []
+    for cell in notebook["cells"]:
+        if cell["cell_type"] != "markdown": continue
+        blocks = re.findall(r"^```(.*)\n([^`]*)^```", "".join(cell["source"]), flags=re.M)
+        for language, block in blocks:
+            wide = [line for line in block.splitlines() if len(line) > COLUMN and not language]
+            if wide: faults.append(f"{page}: a diagram is wider than {COLUMN} letters: {wide[0][:60]!r}")
+    return faults
+
+
 def loading_faults(page, notebook): # path, finished notebook -> faults
     "Outputs for which Quarto adds scripts of another host to the page."
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
@@ -388,7 +401,7 @@ def all_faults(root, few=False): # -> faults
     for check in (sidebar_faults, readme_faults, mixed_faults, gone_faults, documentation_faults):
         faults += check(root)
     faults += link_faults(pages, root, config["doc_host"] + config["doc_baseurl"])
-    for check in (page_faults, opening_faults):
+    for check in (page_faults, opening_faults, diagram_faults):
         for page, notebook in pages.items(): faults += check(page, notebook)
     finish_all(pages)
     for page, notebook in pages.items(): faults += loading_faults(page, notebook)

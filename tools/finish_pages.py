@@ -46,7 +46,8 @@ def as_markdown(html):
 def fold_signature(text):
     "The documentation of a function: first what it does, then its signature, folded."
     found = re.search(r"(?<=\n)```python\n(?:def|class) .*?^```\n", text, flags=re.S | re.M)
-    if not found or "[source](" not in text[:found.start()]: return text
+    head = text[:found.start()] if found else ""
+    if "[source](" not in head or "<details" in head: return text
     signature = found[0].replace("__main__.", "")      # where nbdev runs the cells
     folded = f'\n\n<details class="signature"><summary>Signature</summary>\n\n{signature}\n</details>\n'
     return text[:found.start()] + text[found.end():].strip() + folded
