@@ -84,4 +84,4 @@ docs: install
 	PATH=$(CURDIR)/$(BIN):$$PATH nbdev_docs
 
 clean:
-	rm -rf build dist _docs _proc nbs/nbdev.yml *.egg-info
+	rm -rf build dist _docs _pages _proc nbs/nbdev.yml *.egg-info

@@ -17,8 +17,10 @@ import look_at_pages  # noqa: E402
 import make_readme  # noqa: E402
 import render_pages  # noqa: E402
 
+FRONT = "title: A\ndescription: b\noutput-file: a.html"
 
-def notebook(*cells, front="title: A\ndescription: b\noutput-file: a.html"):
+
+def notebook(*cells, front=FRONT):
     "A processed notebook of Markdown cells, or of cells that are given whole."
     cells = [c if isinstance(c, dict) else dict(cell_type="markdown", source=c) for c in cells]
     return dict(cells=[dict(cell_type="raw", source=f"---\n{front}\n---")] + cells, metadata={})
@@ -78,30 +80,18 @@ SEEN = {
 }
 
 
-def look(folder, *cells):
-    "Faults that a reader would see of a page, light and dark, wide and narrow."
-    pages = {Path("a.ipynb"): notebook(*cells)}
-    paths = render_pages.render_site(pages, check_docs.front_matter, ROOT / "nbs", folder)
-    return look_at_pages.look_faults(paths, folder)
-
-
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory):
-    "The faults of a good page and of one that has all of `SEEN`."
+def test_what_cannot_be_read_or_does_not_fit_is_found(tmp_path):
+    "On a page made of such things, and nothing on a page of all kinds of text."
     if look_at_pages.missing(): pytest.skip(f"pages are not looked at: install {look_at_pages.missing()}")
-    folder = tmp_path_factory.mktemp("pages")
     table = {"text/html": "<table><tr><th>a</th></tr><tr><td>1</td></tr></table>"}
-    good = look(folder, GOOD, code_cell("print(1)", {"text/plain": "printed " * 50}, table))
-    return good, look(folder, *(f"```{{=html}}\n{html}\n```" for html, _ in SEEN.values()))
-
-
-def test_text_of_all_kinds_can_be_read_and_fits(seen):
-    assert seen[0] == []
-
-
-@pytest.mark.parametrize("kind", SEEN)
-def test_what_cannot_be_read_or_does_not_fit_is_found(seen, kind):
-    assert any(SEEN[kind][1] in fault for fault in seen[1]), seen[1]
+    good = notebook(GOOD, code_cell("print(1)", {"text/plain": "printed " * 50}, table))
+    wrong = (f"```{{=html}}\n{html}\n```" for html, _ in SEEN.values())
+    bad = notebook(*wrong, front=FRONT.replace("a.html", "bad.html"))
+    pages = {Path("good.ipynb"): good, Path("bad.ipynb"): bad}
+    paths = render_pages.render_site(pages, check_docs.front_matter, ROOT / "nbs", tmp_path)
+    found = look_at_pages.look_faults(paths, tmp_path)
+    assert not [fault for fault in found if not fault.startswith("bad")]
+    assert not [kind for kind, (_, what) in SEEN.items() if not any(what in fault for fault in found)], found
 
 
 def test_style_sheets_of_light_and_dark_set_the_same_colours():
@@ -294,8 +284,8 @@ def test_sidebar_must_hold_every_notebook_once_and_in_order(tmp_path, entries, f
 
 def test_figures_work_without_a_network():
     figure = dict(data=[dict(type="scatter", x=[0, 1], y=[1, 2])], layout=dict(width=300))
-    nb = notebook(code_cell("", {finish_pages.PLOTLY: figure}, {finish_pages.WIDGET: {}}))
-    nb["metadata"]["widgets"] = {finish_pages.WIDGET_STATE: dict(state={})}
+    nb = notebook(code_cell("", {finish_pages.PLOTLY: figure}, {}, {finish_pages.WIDGET: {}}))
+    nb["metadata"]["widgets"] = {"application/vnd.jupyter.widget-state+json": {}}
     assert finish_pages.finish(nb, 1) and nb["metadata"] == {}
     drawn, widget = (output["data"] for output in nb["cells"][1]["outputs"])
     html = drawn["text/markdown"]
@@ -309,7 +299,7 @@ def test_pages_load_no_script_of_another_host():
     "Quarto adds scripts to a page with HTML outputs or widgets; finished pages have none."
     table = {"text/html": "<table></table>", "text/plain": "a"}
     nb = notebook(code_cell("", table, {finish_pages.WIDGET: {}}))
-    nb["metadata"]["widgets"] = {finish_pages.WIDGET_STATE: dict(state={})}
+    nb["metadata"]["widgets"] = {"application/vnd.jupyter.widget-state+json": {}}
     assert len(check_docs.loading_faults("a", nb)) == 3
     finish_pages.finish(nb)
     assert check_docs.loading_faults("a", nb) == []

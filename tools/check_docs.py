@@ -31,7 +31,7 @@ from finish_pages import WIDGET, anchors, finish, mend_links, page_text
 
 LARGEST = 300_000      # bytes of an output of a notebook
 FIGURES = ("image/png", "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json")
-SKIPPED = (".*", "_proc", "_docs", "runs", "data", "build", "dist", "*.egg-info", "__pycache__")
+SKIPPED = (".*", "_proc", "_docs", "_pages", "runs", "data", "build", "dist", "*.egg-info", "__pycache__")
 
 # Pages that show results, and pages of each kind for a short look.
 RESULTS = re.compile(r"(?:22a?|23|51a?)_|studies/")

@@ -15,7 +15,6 @@ import plotly.io
 from plotly.offline import get_plotlyjs
 
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
-WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 SCRIPT = "plotly.min.js"
 
 
@@ -116,12 +115,12 @@ def page_data(data, depth): # data of an output, folders between its page and th
 
 def finish(notebook, depth=0): # dict, folders between its page and the script
     "Give outputs a form that a page can show; True if the notebook changed."
-    widgets = notebook["metadata"].get("widgets", {}).get(WIDGET_STATE, {})
-    changed = not widgets.get("state", True)
-    # An empty state would make Quarto load the widgets' scripts from the network.
-    if changed: del notebook["metadata"]["widgets"]
+    changed = notebook["metadata"].pop("widgets", None) is not None      # widgets need a kernel
     for cell in notebook["cells"]:
-        for output in cell.get("outputs", []):
+        outputs = cell.get("outputs", [])
+        shown = [output for output in outputs if output.get("data", True)]      # Quarto warns of empty ones
+        if len(shown) < len(outputs): cell["outputs"], changed = shown, True
+        for output in shown:
             data = page_data(output.get("data", {}), depth)
             if data is None: continue
             output["data"], changed = data, True
