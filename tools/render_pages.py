@@ -28,12 +28,14 @@ figcaption, caption, blockquote { color: $body-secondary-color; }
 div.sourceCode { background: $code-block-bg; }
 nav { background: $navbar-bg; color: $navbar-fg; }
 nav a { color: $navbar-fg; }
+aside { background: $sidebar-bg; color: $sidebar-fg; }
+footer { background: $footer-bg; color: $footer-fg; }
 """
 LAYOUT = """
 * { box-sizing: border-box; }
 body { margin: 0; font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
 main { max-width: 800px; margin: 1em auto; padding: 0 1.5em; }
-nav { padding: 0.7em 1.5em; }
+nav, aside, footer { padding: 0.7em 1.5em; }
 nav a { margin-right: 1.5em; }
 h1 { font-size: 2rem; }
 h2 { font-size: 1.45rem; margin-top: 2rem; }
@@ -55,10 +57,11 @@ PAGE = """<!DOCTYPE html>
 <link rel="stylesheet" href="{up}pages.css"></head>
 <body><nav><a href="{up}index.html">iceaggr</a><a href="{up}tour.html">Course</a>
 <a href="{up}api.html">API</a></nav>
+<aside>{title}</aside>
 <main><header><div class="quarto-title"><h1 class="title">{title}</h1></div>
 <div><div class="description">{description}</div></div></header>
 {body}
-</main></body></html>
+</main><footer>Made without Quarto</footer></body></html>
 """
 
 
