@@ -308,7 +308,7 @@ def _pooling_legend(figure, ax, arrows):
 def plot_event_pooling(
     maps:AttentionMaps, # of `event_attention`
     geometry, # Geometry
-    truth=None, # (azimuth, zenith) [rad]
+    truth:tuple | None=None, # (azimuth, zenith) [rad]
 ): # matplotlib figure
     "The DOMs of an event with their weights in T2's pooling, and the predicted direction."
     weight = maps.pooling.mean(1).numpy()

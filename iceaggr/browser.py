@@ -154,10 +154,10 @@ def _named_predictions(predictions):
 class EventBrowser:
     "Look through the events of a data set; show it as the last line of a cell."
     def __init__(self,
-        root=None, # folder of the data set; None: $ICEAGGR_DATA
+        root:str | Path | None=None, # folder of the data set; None: $ICEAGGR_DATA
         predictions:dict=None, # {name of a run: its predictions, a table or a file}
         split:str="train",
-        model=None, # for the close-up of a DOM that is clicked on; None: no close-up
+        model:"HierarchicalTransformer | None"=None, # for the close-up of a DOM; None: no close-up
         frames:int=40, # steps of the time slider
     ):
         self.root, self.split, self.model, self.frames = data_root(root), split, model, frames

@@ -579,7 +579,7 @@ VERBS = {
 
 # %% ../nbs/49_cli.ipynb #490c9a46
 def main(
-    argv=None, # arguments; None: those of the process
+    argv:list | None=None, # arguments; None: those of the process
 ) -> int: # exit code
     "Entry point of the command `iceaggr`."
     parser = make_parser()

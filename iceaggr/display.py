@@ -170,11 +170,11 @@ class EventView:
     "What the displays draw of one event."
     def __init__(self,
         pulses, # of one event: (n, 4) array or tensor, an event of a data set, or a DataFrame
-        geometry=None, # Geometry or what `load_geometry` takes; None: the nominal IC86
-        truth=None, # (azimuth, zenith) [rad]; None: the event's own target, where it has one
-        prediction=None, # (azimuth, zenith) [rad], or a dictionary of several, see `display_event`
-        kappa=None, # concentration of the prediction
-        title=None, # None: a line that describes the event
+        geometry:Geometry | str | Path | None=None, # or what `load_geometry` takes; None: the nominal IC86
+        truth:tuple | None=None, # (azimuth, zenith) [rad]; None: the event's own target, where it has one
+        prediction:tuple | dict | None=None, # (azimuth, zenith) [rad], or several, see `display_event`
+        kappa:float | None=None, # concentration of the prediction
+        title:str | None=None, # None: a line that describes the event
     ):
         if truth is None and isinstance(pulses, dict): truth = pulses.get("target")
         self.geometry = geometry if isinstance(geometry, Geometry) else load_geometry(geometry)
@@ -393,12 +393,12 @@ def _add_colorbar(ax, points):
 # %% ../nbs/04_display.ipynb #fc2cc1e9
 def plot_event(
     pulses, # of one event, as in `display_event`
-    geometry=None, # Geometry or what `load_geometry` takes; None: the nominal IC86
-    truth=None, # (azimuth, zenith) [rad]; None: the event's own target, where it has one
-    prediction=None, # (azimuth, zenith) [rad], or {name: (azimuth, zenith) or (azimuth, zenith, kappa)}
-    kappa=None, # concentration of a single prediction; draws the 68 % cone
-    title=None, # None: a line that describes the event; "": none
-    axes=None, # three matplotlib axes, or None for a new figure
+    geometry:Geometry | str | Path | None=None, # or what `load_geometry` takes; None: the nominal IC86
+    truth:tuple | None=None, # (azimuth, zenith) [rad]; None: the event's own target, where it has one
+    prediction:tuple | dict | None=None, # (azimuth, zenith) [rad], or {name: (azimuth, zenith[, kappa])}
+    kappa:float | None=None, # concentration of a single prediction; draws the 68 % cone
+    title:str | None=None, # None: a line that describes the event; "": none
+    axes:object | None=None, # three matplotlib axes, or None for a new figure
     figsize=(7.2, 2.6), # of a new figure [inch]
 ): # matplotlib figure
     "An event from above, from the side, and in time."
@@ -708,11 +708,11 @@ def _buttons():
 # %% ../nbs/04_display.ipynb #60b60395
 def display_event(
     pulses, # of one event: (n, 4) array or tensor, event of a data set, DataFrame, or an EventView
-    geometry=None, # Geometry or what `load_geometry` takes; None: the nominal IC86
-    truth=None, # (azimuth, zenith) [rad]; None: the event's own target, where it has one
-    prediction=None, # (azimuth, zenith) [rad], or {name: (azimuth, zenith) or (azimuth, zenith, kappa)}
-    kappa=None, # concentration of a single prediction; draws the 68 % cone
-    title=None, # None: a line that describes the event
+    geometry:Geometry | str | Path | None=None, # or what `load_geometry` takes; None: the nominal IC86
+    truth:tuple | None=None, # (azimuth, zenith) [rad]; None: the event's own target, where it has one
+    prediction:tuple | dict | None=None, # (azimuth, zenith) [rad], or {name: (azimuth, zenith[, kappa])}
+    kappa:float | None=None, # concentration of a single prediction; draws the 68 % cone
+    title:str | None=None, # None: a line that describes the event
     panels=False, # next to the scene: height against time, the strings from above, charge per string
     animate=False, # a slider and a button that let the light arrive in time; or the number of frames
 ): # plotly figure
@@ -733,7 +733,7 @@ def display_event(
 def save_display(
     fig, # plotly figure from `display_event`, or matplotlib figure from `plot_event`
     path, # .html for the one; .pdf, .svg or .png for the other
-    title=None, # of the page; None: the figure's own
+    title:str | None=None, # of the page; None: the figure's own
 ) -> Path:
     "Write a display: interactive as one self-contained HTML file, static as a picture."
     path, static = Path(path), hasattr(fig, "savefig")

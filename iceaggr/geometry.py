@@ -173,7 +173,7 @@ def _number_strings(ax, xy):
 # %% ../nbs/01_geometry.ipynb #05713d25
 def plot_top_view(
     geometry:Geometry, # the detector
-    ax=None, # matplotlib axes, or None for new ones
+    ax:object | None=None, # matplotlib axes, or None for new ones
     labels:bool=True, # write the numbers of the strings
 ): # the axes
     "The strings seen from above."
@@ -192,7 +192,7 @@ def _depth(z): # [m]; its own inverse
 
 def plot_side_view(
     geometry:Geometry, # the detector
-    ax=None, # matplotlib axes, or None for new ones
+    ax:object | None=None, # matplotlib axes, or None for new ones
 ): # the axes
     "All DOMs seen from the south, with depth on the right and the dust layer shaded."
     ax = ax or new_axes(width=5, height=5.2)[1]
@@ -281,7 +281,7 @@ def ice_optics(
 
 # %% ../nbs/01_geometry.ipynb #bfb2b4d5
 def plot_ice(
-    ax=None, # matplotlib axes, or None for new ones
+    ax:object | None=None, # matplotlib axes, or None for new ones
 ): # the axes
     "Effective scattering and absorption length against depth, over the span of the table."
     ax = ax or new_axes(width=4.5, height=4.6)[1]
@@ -434,7 +434,7 @@ def _read_weights(path) -> tuple: # (5160, 3) positions [m], (5160,) efficiencie
 _READERS = {".csv": _read_csv, ".parquet": _read_graphnet, ".safetensors": Geometry.from_weights}
 
 def load_geometry(
-    path=None, # data folder, .csv, .parquet, .safetensors, name of a pretrained model; None: nominal
+    path:str | Path | None=None, # data folder, .csv, .parquet, .safetensors, pretrained model; None: nominal
 ) -> Geometry:
     "The detector from wherever it is described. ValueError names the file and what is wrong with it."
     if path is None: return Geometry.nominal()

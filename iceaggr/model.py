@@ -9,6 +9,7 @@ __all__ = ['PRESETS', 'ModelSettings', 'model_settings', 'HierarchicalTransforme
 import dataclasses
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +73,7 @@ class HierarchicalTransformer(nn.Module):
     def __init__(self,
         settings:"ModelSettings|str|dict"="base", # settings or the name of a preset
         geometry:Geometry|None=None, # None: the nominal IC86; kept with the weights
-        pool=None, # T1's pooling: a class (or a partial of one) called with d_model; None: settings.pool
+        pool:Callable | None=None, # T1's pooling: a class that takes d_model; None: settings.pool
     ):
         super().__init__()
         self.settings = s = model_settings(settings)
@@ -279,7 +280,7 @@ def _check_geometry(sensors, geometry, tolerance):
 def predict_dataset(
     model:HierarchicalTransformer,
     dataset, # IceCubeDataset
-    indices=None, # numbers of the events in the data set; None: all
+    indices:list | None=None, # numbers of the events in the data set; None: all
     max_pulses:int=32_768, # pulses per batch
     workers:int=0, # processes that load
     progress:bool=True,

@@ -159,7 +159,7 @@ def _not_numbered(folder, *files) -> str: # a message
 def convert_graphnet(
     path, # a .db of SQLite, or the folder of the merged Parquet files
     out, # folder to write
-    geometry=None, # Geometry, or what `load_geometry` takes
+    geometry:Geometry | str | Path | None=None, # or what `load_geometry` takes
     pulsemap:str="SplitInIcePulses", # table of pulses
     truth_table:str|None="truth", # None: recorded data, which become the test split
     events_per_file:int=200_000, # of a batch file (SQLite; Parquet keeps its files)
