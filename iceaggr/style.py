@@ -28,7 +28,7 @@ def new_axes(
     return figure, axes
 
 # %% ../nbs/54_style.ipynb #2f4c0736
-def _draw_png(static) -> str: # base64
+def draw_png(static) -> str: # base64
     "A matplotlib figure as a PNG, encoded as notebooks store it; the figure is closed."
     import base64
     import io
@@ -55,7 +55,7 @@ def interactive_figure(
     class InteractiveFigure(go.Figure):
         "A plotly figure with a static picture."
         def _repr_mimebundle_(self, *args, **kwargs):
-            return {**super()._repr_mimebundle_(*args, **kwargs), "image/png": _draw_png(static)}
+            return {**super()._repr_mimebundle_(*args, **kwargs), "image/png": draw_png(static)}
 
         def _ipython_display_(self):
             from IPython.display import display
