@@ -131,7 +131,7 @@ def _event_widgets():
         facts=w.HTML(),
         close_up=close_up, close=close, beside=w.VBox([close, close_up], layout=_over_panels()))
 
-# %% ../nbs/48_browser.ipynb #ebcbda10
+# %% ../nbs/48_browser.ipynb #4e3e46c8
 def _over_panels():
     "The place of the side panels, in front of them; hidden."
     import ipywidgets
@@ -180,7 +180,9 @@ class EventBrowser:
         split:str="train",
         model=None, # for the close-up of a DOM that is clicked on; None: no close-up
         frames:int=40, # steps of the time slider
+        **look, # theme, colors, from_first_light: see `display_event`
     ):
+        self.look = look
         self.root, self.split, self.model, self.frames = data_root(root), split, model, frames
         self.runs = _named_predictions(predictions)
         batches = find_batches(self.root, split)
@@ -199,14 +201,14 @@ class EventBrowser:
 
     def _repr_mimebundle_(self, **kwargs):
         def fit(change):
-            self.figure.unobserve(fit, "_js2py_layoutDelta")
+            self.figure.unobserve(fit, "_js2py_traceDeltas")
             _fit_width(self)
-        self.figure.observe(fit, "_js2py_layoutDelta")
+        self.figure.observe(fit, "_js2py_traceDeltas")
         bundle = self.box._repr_mimebundle_(**kwargs)
         picture = draw_png(lambda: plot_event(self.view))                 # for pages without a kernel
         return bundle | {"text/plain": f"Event browser of {self.root}", "image/png": picture}
 
-# %% ../nbs/48_browser.ipynb #3aa4b73e
+# %% ../nbs/48_browser.ipynb #971bb5ee
 def _fit_width(browser):
     "Let the figure measure its cell again."
     browser.figure.layout.meta = 1 + (browser.figure.layout.meta or 0)
@@ -251,7 +253,7 @@ def _filter(browser):
     widgets["place"].value = int(place[0]) + 1 if len(place) else 1
     _show(browser)
 
-# %% ../nbs/48_browser.ipynb #1cdbde4e
+# %% ../nbs/48_browser.ipynb #e4285e70
 def _sort(browser):
     "Another order, from its first event."
     browser.row = None
@@ -291,7 +293,8 @@ def _open_event(browser, row):
     predictions = _predictions_of(browser, event_id)
     kind = kind_name(record.type) if isinstance(record.get("type"), str) else None
     title = event_title(f"event {event_id}", int(record.n_pulses), kind, record.get("energy"))
-    browser.view = EventView(browser.event, browser.dataset.geometry, truth, predictions, title=title)
+    browser.view = EventView(browser.event, browser.dataset.geometry, truth, predictions, title=title,
+                             **browser.look)
     browser.times = frame_times(browser.view, browser.frames)
     _draw_event(browser)
     _close(browser)
@@ -316,7 +319,7 @@ def _draw_event(browser):
     browser.camera = _camera_of(browser)
     _trace(browser, "light").on_click(lambda trace, points, state: _clicked(browser, points))
 
-# %% ../nbs/48_browser.ipynb #3262a8cd
+# %% ../nbs/48_browser.ipynb #026c65a8
 def _camera_of(browser):
     "Where the camera of the figure stands."
     return browser.figure.layout.scene.camera.to_plotly_json()
@@ -413,7 +416,7 @@ def _show_dom(browser, sensor_id):
     facts, close_up = browser.widgets["facts"], browser.widgets["close_up"]
     facts.value = facts.value.split("<br>")[0]
     try:
-        picture = draw_png(lambda: plot_dom(browser.model, browser.event, sensor_id, figsize=(5, 7.4)))
+        picture = draw_png(lambda: plot_dom(browser.model, browser.event, sensor_id, figsize=(6.4, 8.6)))
     except ValueError as e:                                    # a DOM with one pulse
         facts.value += f"<br>{html.escape(str(e))}"
         _close(browser)
