@@ -30,7 +30,7 @@ from iceaggr.display import (
 )
 from .evaluation import check_predictions, event_truth, kind_name, read_predictions
 from .io.kaggle import data_root, find_batches
-from .style import draw_png
+from .style import draw_png, in_kernel
 
 # %% ../nbs/48_browser.ipynb #cb6e8de5
 def _directions(table):
@@ -131,7 +131,7 @@ def _event_widgets():
         facts=w.HTML(),
         close_up=close_up, close=close, beside=w.VBox([close, close_up], layout=_over_panels()))
 
-# %% ../nbs/48_browser.ipynb #4e3e46c8
+# %% ../nbs/48_browser.ipynb #143564a7
 def _over_panels():
     "The place of the side panels, in front of them; hidden."
     import ipywidgets
@@ -200,15 +200,16 @@ class EventBrowser:
         place.value = int(np.clip(place.value + by, 1, max(len(self.rows), 1)))
 
     def _repr_mimebundle_(self, **kwargs):
+        picture = draw_png(lambda: plot_event(self.view))
+        shown = {"text/plain": f"EventBrowser at {self.view.title}", "image/png": picture}
+        if not in_kernel(): return shown
         def fit(change):
             self.figure.unobserve(fit, "_js2py_traceDeltas")
             _fit_width(self)
         self.figure.observe(fit, "_js2py_traceDeltas")
-        bundle = self.box._repr_mimebundle_(**kwargs)
-        picture = draw_png(lambda: plot_event(self.view))                 # for pages without a kernel
-        return bundle | {"text/plain": f"Event browser of {self.root}", "image/png": picture}
+        return self.box._repr_mimebundle_(**kwargs) | shown
 
-# %% ../nbs/48_browser.ipynb #971bb5ee
+# %% ../nbs/48_browser.ipynb #d494ce14
 def _fit_width(browser):
     "Let the figure measure its cell again."
     browser.figure.layout.meta = 1 + (browser.figure.layout.meta or 0)
@@ -253,7 +254,7 @@ def _filter(browser):
     widgets["place"].value = int(place[0]) + 1 if len(place) else 1
     _show(browser)
 
-# %% ../nbs/48_browser.ipynb #e4285e70
+# %% ../nbs/48_browser.ipynb #4c69792e
 def _sort(browser):
     "Another order, from its first event."
     browser.row = None
@@ -319,7 +320,7 @@ def _draw_event(browser):
     browser.camera = _camera_of(browser)
     _trace(browser, "light").on_click(lambda trace, points, state: _clicked(browser, points))
 
-# %% ../nbs/48_browser.ipynb #026c65a8
+# %% ../nbs/48_browser.ipynb #6a7c37b4
 def _camera_of(browser):
     "Where the camera of the figure stands."
     return browser.figure.layout.scene.camera.to_plotly_json()

@@ -20,7 +20,6 @@ from iceaggr.geometry import (
     DOMS_PER_STRING,
     DUST_LAYER,
     N_SENSORS,
-    N_STRINGS,
     ORIGIN_DEPTH,
     Geometry,
     load_geometry,
@@ -550,19 +549,13 @@ def _dom_markers(view) -> dict: # properties of the traces "light" and "noise"
         light=_coordinates(lit[list("xyz")]) | _hover(lit) | dict(marker=_time_colours(lit) | lit_size),
         noise=_coordinates(noise[list("xyz")]) | _hover(noise) | dict(marker=noise_size))
 
-# %% ../nbs/04_display.ipynb #ce63ab39
-def _dom_lines(geometry): # (61 * 86, 3) [m]
-    "All DOMs, string by string, with NaN between two strings."
-    xyz = geometry.xyz.reshape(N_STRINGS, DOMS_PER_STRING, 3)
-    return np.concatenate([xyz, np.full_like(xyz[:, :1], np.nan)], 1).reshape(-1, 3)
-
 # %% ../nbs/04_display.ipynb #02bbd979
 def _add_scene(fig, view):
     "Traces of the DOMs, the hit DOMs and the paths."
     soft = view.theme.soft
-    fig.add_scatter3d(**_coordinates(_dom_lines(view.geometry)), mode="lines+markers", name="DOMs",
-                      hoverinfo="skip", line=dict(color=soft, width=1), marker=dict(color=soft, size=1.5),
-                      opacity=0.4)
+    dots = dict(zip("xyz", view.geometry.xyz.T.round().astype(np.int16), strict=True))     # 2 bytes each
+    fig.add_scatter3d(**dots, mode="markers", name="DOMs", hoverinfo="skip", opacity=0.5,
+                      marker=dict(color=soft, size=1.5, line_width=0))
     fig.add_scatter3d(mode="markers", meta="light", legendgroup="light", showlegend=False,
                       marker=dict(opacity=0.9, line_width=0))
     grey = dict(x=[None], y=[None], z=[None], mode="markers", marker_color=soft)    # no single time

@@ -40,7 +40,7 @@ def draw_png(static) -> str: # base64
     return base64.b64encode(picture.getvalue()).decode()
 
 # %% ../nbs/54_style.ipynb #a9e16f2c
-def _in_kernel() -> bool:
+def in_kernel() -> bool:
     "True in JupyterLab and the like."
     from IPython import get_ipython
     return getattr(get_ipython(), "kernel", None) is not None
@@ -59,7 +59,7 @@ def interactive_figure(
 
         def _ipython_display_(self):
             from IPython.display import display
-            bundle = {} if _in_kernel() else self._repr_mimebundle_()
+            bundle = {} if in_kernel() else self._repr_mimebundle_()
             if len(bundle) < 2: return super()._ipython_display_()      # plotly's way, be it a browser
             display(bundle, raw=True)
 
