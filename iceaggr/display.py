@@ -516,8 +516,8 @@ def _add_legend(fig, panels, view, new):
 # %% ../nbs/04_display.ipynb #60c6adcc
 _HOVER = ("string %{customdata[0]}, DOM %{customdata[1]}<br>"
           "%{customdata[2]} pulses, %{customdata[3]} auxiliary<br>"
-          "%{customdata[4]:.2f} p.e.<br>"
-          "first %{customdata[5]:.0f} ns, last %{customdata[6]:.0f} ns<extra></extra>")
+          "%{customdata[4]:,.3~r} p.e.<br>"
+          "first %{customdata[5]:,.0f} ns, last %{customdata[6]:,.0f} ns<extra></extra>")
 
 def _hover(doms):
     "What hovering shows of each DOM."
@@ -614,8 +614,8 @@ def _most_on_a_string(strings):
     return max(strings.charge.max(), 1e-9) if len(strings) else 1
 
 # %% ../nbs/04_display.ipynb #1a1c28a9
-_STRING_HOVER = ("string %{customdata[0]}<br>%{customdata[1]:.1f} p.e.<br>"
-                 "first %{customdata[2]:.0f} ns<extra></extra>")
+_STRING_HOVER = ("string %{customdata[0]}<br>%{customdata[1]:,.3~r} p.e.<br>"
+                 "first %{customdata[2]:,.0f} ns<extra></extra>")
 
 def _time_markers(view) -> dict: # properties of the traces of height against time
     "The hit DOMs by time and height."
