@@ -24,7 +24,7 @@ README_WORDS = 700
 # listed before it.
 FLOORS = [
     ["common", "style"],
-    ["geometry", "direction", "pulses", "engine.distributed"],
+    ["geometry", "direction", "pulses", "display_page", "engine.distributed"],
     ["io.kaggle", "io.bad_events", "io.prepared", "io.frames", "io.graphnet"],
     ["data", "engine.prepare", "display", "line_fit"],
     ["packing", "features", "pooling", "attention", "engine.cpu_attention", "engine.loading"],
