@@ -82,11 +82,11 @@ readme: install
 docs: install
 	$(BIN)/python tools/check_docs.py
 	@command -v quarto >/dev/null || { \
-	    echo "The checks above passed. Quarto 1.5 or later makes the pages, and no package registry has it:" \
+	    echo "The checks above passed. Quarto 1.7 or later makes the pages, and no package registry has it:" \
 	        "install it from https://quarto.org/docs/get-started, then run 'make docs' again." >&2; \
 	    exit 1; }
 	touch README.md
 	PATH=$(CURDIR)/$(BIN):$$PATH nbdev_docs
 
 clean:
-	rm -rf build dist _docs _proc nbs/nbdev.yml *.egg-info
+	rm -rf build dist _docs _pages _proc nbs/nbdev.yml *.egg-info

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .attention import SegmentAttention
 from .direction import vector_to_angles
-from .display import TIME_COLOURS, EventView, draw_path, flight_path, time_colormap
+from .display import TIME_COLOURS, EventView, draw_path, flight_path, three_digits, time_colormap
 from .geometry import DOMS_PER_STRING, SPEED_OF_LIGHT
 from .model import HierarchicalTransformer
 from .packing import batch_event_times, collate_dom_packing
@@ -241,7 +241,7 @@ def plot_dom(
     plot_pooling(pooling, maps)
     _plot_heads(below, maps)
     string, dom = sensor_id // DOMS_PER_STRING + 1, sensor_id % DOMS_PER_STRING + 1
-    size = f"{len(maps.tokens)} pulses, {maps.tokens.charge.sum():.1f} p.e."
+    size = f"{len(maps.tokens):,} pulses, {three_digits(maps.tokens.charge.sum())} p.e."
     figure.suptitle(f"string {string}, DOM {dom}: {size}", fontsize=10)
     return figure
 
@@ -308,7 +308,7 @@ def _pooling_legend(figure, ax, arrows):
 def plot_event_pooling(
     maps:AttentionMaps, # of `event_attention`
     geometry, # Geometry
-    truth=None, # (azimuth, zenith) [rad]
+    truth:tuple | None=None, # (azimuth, zenith) [rad]
 ): # matplotlib figure
     "The DOMs of an event with their weights in T2's pooling, and the predicted direction."
     weight = maps.pooling.mean(1).numpy()

@@ -590,12 +590,12 @@ def _processor_name(info) -> str: # info: /proc/cpuinfo
 
 # %% ../nbs/51_benchmarks.ipynb #65df83e4
 def run_benchmarks(
-    data=None, # folder of a data set; None: simulated events
-    out=None, # JSON file; "auto": benchmarks/results/MACHINE.json; None: write nothing
+    data:str | Path | None=None, # folder of a data set; None: simulated events
+    out:str | Path | None=None, # JSON file; "auto": benchmarks/results/MACHINE.json; None: write nothing
     preset:str="base", # size of the model
     device:str|None=None, # None: cuda where there is one
     quick:bool=False, # few events, few runs
-    only=None, # names of the measurements to run; None: all
+    only:list | None=None, # names of the measurements to run; None: all
     progress:bool=True, # show a bar and print the table
 ) -> dict: # machine, settings, measured, errors
     "Measure, print the results next to the aims, and write them with their figures."

@@ -6,8 +6,8 @@
 __all__ = ['EventBrowser']
 
 # %% ../nbs/48_browser.ipynb #985cecee
+import base64
 import html
-import io
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,20 @@ import torch
 from .attention_maps import plot_dom
 from .data import IceCubeDataset
 from .direction import angles_to_vector, angular_error
-from .display import EventView, display_event, frame_times, light_until
-from .evaluation import check_predictions, event_truth, read_predictions
+from iceaggr.display import (
+    EventView,
+    across_flight,
+    display_event,
+    energy_text,
+    event_title,
+    frame_times,
+    light_until,
+    plot_event,
+    three_digits,
+)
+from .evaluation import check_predictions, event_truth, kind_name, read_predictions
 from .io.kaggle import data_root, find_batches
+from .style import draw_png, in_kernel
 
 # %% ../nbs/48_browser.ipynb #cb6e8de5
 def _directions(table):
@@ -49,14 +60,14 @@ _ORDERS = ("as in the file", "most pulses first", "largest error first", "smalle
 
 def _passing(
     table:pd.DataFrame, # of `_browse_table`
-    kind=None, # type of event; None: all
+    kind="all", # type of event
     pulses=(0, np.inf), # fewest and most
     error=(0, 180), # of a run [degrees]
     run=None, # whose error; None: no run
 ) -> np.ndarray: # (n,) bool
     "Which events pass the filters. Those without a prediction pass the whole range of errors only."
     keep = table.n_pulses.between(*pulses)
-    if kind is not None: keep &= table.type == kind
+    if kind != "all": keep &= table.type == kind
     if run is not None and tuple(error) != (0, 180): keep &= table[f"error {run}"].between(*error)
     return keep.to_numpy(bool)
 
@@ -71,7 +82,7 @@ def _sort_key(table, order, run):
 # %% ../nbs/48_browser.ipynb #0e18c176
 def _choose_events(
     table:pd.DataFrame, # of `_browse_table`
-    kind=None, pulses=(0, np.inf), error=(0, 180), run=None, # see `_passing`
+    kind="all", pulses=(0, np.inf), error=(0, 180), run=None, # see `_passing`
     order:str=_ORDERS[0], # one of _ORDERS
 ) -> np.ndarray: # rows of the table, in order
     "The events that pass some filters."
@@ -97,9 +108,9 @@ def _filter_widgets(batches, runs):
     steps = [("any" if n == np.inf else f"{n:,}", n) for n in _PULSES]
     return dict(
         file=w.Dropdown(options=batches, description="file", **short),
-        kind=w.Dropdown(options=[("all", None)], description="type", **short),
+        kind=w.Dropdown(options=["all"], description="type", **short),
         pulses=w.SelectionRangeSlider(options=steps, index=(0, len(steps) - 1), description="pulses", **wide),
-        run=w.Dropdown(options=list(runs) or [("no predictions", None)], description="error of", **short),
+        run=w.Dropdown(options=list(runs) or ["no predictions"], description="error of", **short),
         error=w.FloatRangeSlider(value=(0, 180), min=0, max=180, step=1, description="error [°]",
                                  readout_format=".0f", continuous_update=False, **wide),
         order=w.Dropdown(options=_ORDERS, description="order", **wide))
@@ -109,7 +120,8 @@ def _event_widgets():
     "What chooses one event, and tells of it."
     import ipywidgets as w
     arrow, short = w.Layout(width="40px"), _look(200, 60)
-    hidden = w.Layout(display="none", max_width="1000px")
+    close_up = w.Image(format="png", layout=w.Layout(width="100%", object_fit="contain"))
+    close = w.Button(description="✕", layout=arrow, tooltip="close the close-up")
     return dict(
         back=w.Button(description="◀", layout=arrow, tooltip="previous event"),
         forward=w.Button(description="▶", layout=arrow, tooltip="next event"),
@@ -117,7 +129,14 @@ def _event_widgets():
         count=w.Label(),
         event_id=w.Text(description="id", continuous_update=False, placeholder="event id", **short),
         facts=w.HTML(),
-        close_up=w.Image(format="png", layout=hidden))
+        close_up=close_up, close=close, beside=w.VBox([close, close_up], layout=_over_panels()))
+
+# %% ../nbs/48_browser.ipynb #143564a7
+def _over_panels():
+    "The place of the side panels, in front of them; hidden."
+    import ipywidgets
+    return ipywidgets.Layout(display="none", grid_area="1 / 2 / 2 / 3", align_self="flex-start",
+                             align_items="flex-end", margin="40px 0 0 0")
 
 # %% ../nbs/48_browser.ipynb #4f9cde19
 def _time_widgets(frames):
@@ -135,10 +154,12 @@ _ROWS = (("file", "kind", "pulses"), ("run", "error", "order"),
          ("back", "forward", "place", "count", "event_id"), ("play", "moment", "until", "noise"))
 
 def _arrange(widgets, figure):
-    "Rows of widgets above the figure, facts and close-up below it."
-    from ipywidgets import HBox, VBox
-    rows = [HBox([widgets[name] for name in row]) for row in _ROWS]
-    return VBox([*rows, figure, widgets["facts"], widgets["close_up"]])
+    "Rows of widgets above the figure, facts below it; the close-up covers the side panels."
+    from ipywidgets import GridBox, HBox, Layout, VBox
+    rows = [HBox([widgets[name] for name in row], layout=Layout(flex_flow="row wrap")) for row in _ROWS]
+    scene = VBox([figure], layout=Layout(grid_area="1 / 1 / 2 / 3", min_width="0"))
+    event = GridBox([scene, widgets["beside"]], layout=Layout(grid_template_columns="58% 42%"))
+    return VBox([*rows, event, widgets["facts"]])
 
 # %% ../nbs/48_browser.ipynb #76ec9578
 def _named_predictions(predictions):
@@ -154,17 +175,19 @@ def _named_predictions(predictions):
 class EventBrowser:
     "Look through the events of a data set; show it as the last line of a cell."
     def __init__(self,
-        root=None, # folder of the data set; None: $ICEAGGR_DATA
+        root:str | Path | None=None, # folder of the data set; None: $ICEAGGR_DATA
         predictions:dict=None, # {name of a run: its predictions, a table or a file}
         split:str="train",
-        model=None, # for the close-up of a DOM that is clicked on; None: no close-up
+        model:"HierarchicalTransformer | None"=None, # for the close-up of a DOM; None: no close-up
         frames:int=40, # steps of the time slider
+        **look, # theme, colors, from_first_light: see `display_event`
     ):
+        self.look = look
         self.root, self.split, self.model, self.frames = data_root(root), split, model, frames
         self.runs = _named_predictions(predictions)
         batches = find_batches(self.root, split)
         self.widgets = _filter_widgets(batches, self.runs) | _event_widgets() | _time_widgets(frames)
-        self.row, self.figure = None, None
+        self.row, self.figure, self.camera = None, None, None
         _open_file(self)
         _connect(self)
         self.box = _arrange(self.widgets, self.figure)
@@ -176,16 +199,31 @@ class EventBrowser:
         place = self.widgets["place"]
         place.value = int(np.clip(place.value + by, 1, max(len(self.rows), 1)))
 
-    def _repr_mimebundle_(self, **kwargs): return self.box._repr_mimebundle_(**kwargs)
+    def _repr_mimebundle_(self, **kwargs):
+        picture = draw_png(lambda: plot_event(self.view))
+        shown = {"text/plain": f"EventBrowser at {self.view.title}", "image/png": picture}
+        if not in_kernel(): return shown
+        def fit(change):
+            self.figure.unobserve(fit, "_js2py_traceDeltas")
+            _fit_width(self)
+        self.figure.observe(fit, "_js2py_traceDeltas")
+        return self.box._repr_mimebundle_(**kwargs) | shown
+
+# %% ../nbs/48_browser.ipynb #d494ce14
+def _fit_width(browser):
+    "Let the figure measure its cell again."
+    browser.figure.layout.meta = 1 + (browser.figure.layout.meta or 0)
 
 # %% ../nbs/48_browser.ipynb #b61170a5
 def _connect(browser):
     "The function that each widget triggers."
     import ipywidgets
-    filters = dict.fromkeys(("kind", "pulses", "run", "error", "order"), _filter)
-    actions = dict(file=_open_file, place=_show, moment=_move, noise=_switch_noise, event_id=_jump)
+    filters = dict.fromkeys(("kind", "pulses", "run", "error"), _filter)
+    actions = dict(file=_open_file, order=_sort, place=_show, moment=_move, noise=_switch_noise,
+                   event_id=_jump)
     for name, action in (filters | actions).items():
         browser.widgets[name].observe(lambda change, action=action: action(browser), "value")
+    browser.widgets["close"].on_click(lambda button: _close(browser))
     browser.widgets["back"].on_click(lambda button: browser.step(-1))
     browser.widgets["forward"].on_click(lambda button: browser.step(1))
     ipywidgets.jslink((browser.widgets["play"], "value"), (browser.widgets["moment"], "value"))
@@ -199,8 +237,8 @@ def _open_file(browser):
     choice = browser.widgets["kind"]
     with choice.hold_trait_notifications():
         before = choice.value
-        choice.options = [("all", None), *((kind, kind) for kind in kinds)]
-        choice.value = before if before in kinds else None
+        choice.options = ["all", *kinds]
+        choice.value = before if before in kinds else "all"
     _filter(browser)
 
 # %% ../nbs/48_browser.ipynb #74ec822b
@@ -208,12 +246,19 @@ def _filter(browser):
     "Which events pass; the one shown stays if it does."
     widgets = browser.widgets
     filters = {name: widgets[name].value for name in ("kind", "pulses", "error", "run", "order")}
+    if not browser.runs: filters["run"] = None
     browser.rows = _choose_events(browser.table, **filters)
     n, place = len(browser.rows), np.flatnonzero(browser.rows == browser.row)
     widgets["count"].value = f"of {n:,} that pass ({len(browser.table):,} in the file)"
     widgets["place"].max = max(n, 1)
     widgets["place"].value = int(place[0]) + 1 if len(place) else 1
     _show(browser)
+
+# %% ../nbs/48_browser.ipynb #4c69792e
+def _sort(browser):
+    "Another order, from its first event."
+    browser.row = None
+    _filter(browser)
 
 # %% ../nbs/48_browser.ipynb #e674be0e
 def _predictions_of(browser, event_id) -> dict: # {name: (azimuth, zenith, kappa or None)}
@@ -247,11 +292,13 @@ def _open_event(browser, row):
     browser.row, browser.event = row, browser.dataset[row]
     event_id = int(browser.event["event_id"])
     predictions = _predictions_of(browser, event_id)
-    title = f"event {event_id}, {int(record.n_pulses):,} pulses"
-    browser.view = EventView(browser.event, browser.dataset.geometry, truth, predictions, title=title)
+    kind = kind_name(record.type) if isinstance(record.get("type"), str) else None
+    title = event_title(f"event {event_id}", int(record.n_pulses), kind, record.get("energy"))
+    browser.view = EventView(browser.event, browser.dataset.geometry, truth, predictions, title=title,
+                             **browser.look)
     browser.times = frame_times(browser.view, browser.frames)
-    browser.widgets["close_up"].layout.display = "none"
     _draw_event(browser)
+    _close(browser)
     _move(browser)
 
 # %% ../nbs/48_browser.ipynb #e674be0f
@@ -262,14 +309,28 @@ def _draw_event(browser):
     new.update_traces(visible=True, selector=dict(meta="now"))
     for name in ("noise", "noise in time"):
         new.update_traces(visible=browser.widgets["noise"].value, selector=dict(meta=name))
+    new.layout.meta = None                                     # changes of a page
     if browser.figure is None:
         browser.figure = go.FigureWidget(new)
+        browser.figure._config = browser.figure._config | dict(responsive=True, displaylogo=False)
     else:
         browser.figure.data = browser.figure.data[:1]
         browser.figure.add_traces(new.data[1:])
-        ranges = dict(xaxis_range=new.layout.xaxis.range, yaxis3_range=new.layout.yaxis3.range)
-        browser.figure.update_layout(title_text=new.layout.title.text, **ranges)
+        browser.figure.update_layout(_event_layout(browser, new.layout))
+    browser.camera = _camera_of(browser)
     _trace(browser, "light").on_click(lambda trace, points, state: _clicked(browser, points))
+
+# %% ../nbs/48_browser.ipynb #6a7c37b4
+def _camera_of(browser):
+    "Where the camera of the figure stands."
+    return browser.figure.layout.scene.camera.to_plotly_json()
+
+def _event_layout(browser, new):
+    "Title and ranges of another event; its camera, unless somebody has turned the present one."
+    changes = dict(title_text=new.title.text, xaxis_range=new.xaxis.range, yaxis3_range=new.yaxis3.range,
+                   coloraxis=dict(cmin=new.coloraxis.cmin, cmax=new.coloraxis.cmax))
+    if _camera_of(browser) == browser.camera: changes["scene_camera"] = across_flight(browser.view)
+    return changes
 
 # %% ../nbs/48_browser.ipynb #2d249456
 def _trace(browser, name):
@@ -335,30 +396,35 @@ def _prediction_row(name, prediction, error, radius): # angles in radians, error
 def _facts(browser, record, predictions) -> str: # HTML
     "What is known of an event, and the predictions of the runs."
     lit, known = browser.view.lit, []
-    if isinstance(record.get("type"), str): known.append(f"<b>{html.escape(record.type)}</b>")
-    if np.isfinite(record.get("energy", np.nan)): known.append(f"{record.energy:,.0f} GeV")
-    known += [f"{len(browser.view.doms):,} hit DOMs", f"{lit.charge.sum():,.1f} p.e."]
+    if isinstance(record.get("type"), str): known.append(f"<b>{html.escape(kind_name(record.type))}</b>")
+    if np.isfinite(record.get("energy", np.nan)): known.append(energy_text(record.energy))
+    known += [f"{len(browser.view.doms):,} hit DOMs", f"{three_digits(lit.charge.sum())} p.e."]
     rows, radii = [], {a.name: a.radius for a in browser.view.arrows}
     if "azimuth" in record:
         rows.append(_prediction_row("truth", (record.azimuth, record.zenith, None), np.nan, None))
-    for name, prediction in predictions.items():
-        rows.append(_prediction_row(name, prediction, record[f"error {name}"], radii[name]))
+    for name in browser.runs:
+        if name not in predictions:
+            rows.append((html.escape(name), "no prediction"))
+            continue
+        rows.append(_prediction_row(name, predictions[name], record[f"error {name}"], radii[name]))
     head = ["azimuth [°]", "zenith [°]", "error [°]", "kappa", "r68 [°]"]
     return ", ".join(known) + _html_table(head, rows)
 
 # %% ../nbs/48_browser.ipynb #5d75ac78
 def _show_dom(browser, sensor_id):
-    "The close-up of a hit DOM, below the facts."
+    "The close-up of a hit DOM, next to the scene."
     if browser.model is None: return
-    import matplotlib.pyplot as plt
     facts, close_up = browser.widgets["facts"], browser.widgets["close_up"]
-    facts.value, close_up.layout.display = facts.value.split("<br>")[0], "none"
+    facts.value = facts.value.split("<br>")[0]
     try:
-        figure = plot_dom(browser.model, browser.event, sensor_id)
+        picture = draw_png(lambda: plot_dom(browser.model, browser.event, sensor_id, figsize=(6.4, 8.6)))
     except ValueError as e:                                    # a DOM with one pulse
         facts.value += f"<br>{html.escape(str(e))}"
+        _close(browser)
         return
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=90, facecolor="white")
-    plt.close(figure)
-    close_up.value, close_up.layout.display = picture.getvalue(), "block"
+    close_up.value = base64.b64decode(picture)
+    browser.widgets["beside"].layout.display = "flex"
+
+def _close(browser):
+    "No close-up."
+    browser.widgets["beside"].layout.display = "none"

@@ -280,11 +280,12 @@ def display(args):
     prediction, kappa = _predicted_direction(args, dataset, row)
     truth = (row.azimuth, row.zenith) if args.split == "train" else None
     shown = dict(geometry=dataset.geometry, truth=truth, prediction=prediction, kappa=kappa or None,
-                 title=_display_title(row, truth, prediction))
+                 title=_display_title(dataset, row, truth, prediction), colors=args.colors, theme=args.theme,
+                 from_first_light=args.from_first_light)
     pulses = dataset[0]["pulse_features"]
     if interactive: figure = display_event(pulses, **shown, panels=True, animate=args.animate)
     else: figure = plot_event(pulses, **shown)
-    save_display(figure, args.out)
+    save_display(figure, args.out, plotly=args.plotly)
     if not interactive:
         import matplotlib.pyplot as plt
         plt.close(figure)
@@ -322,12 +323,27 @@ def _predicted_direction(args, dataset, row): # (azimuth, zenith) [rad] or None,
     return None, None
 
 # %% ../nbs/49_cli.ipynb #732ae93e
-def _display_title(row, truth, prediction) -> str:
-    title = f"event {row.event_id}, {row.n_pulses:,} pulses"
+def _display_title(dataset, row, truth, prediction) -> str:
+    from iceaggr.display import event_title, make_arrows
+    title = event_title(n_pulses=row.n_pulses, **_what_is_known(dataset, row.event_id))
     if truth is None or prediction is None: return title
-    from iceaggr.display import make_arrows
     error = math.degrees(make_arrows(truth, prediction)[-1].error)
     return f"{title}, {error:.1f}° off"
+
+# %% ../nbs/49_cli.ipynb #9cd5ac44
+def _what_is_known(dataset, event_id) -> dict: # name [, kind, energy, date]
+    "What the tables of a data set say of an event."
+    from iceaggr.evaluation import event_truth, kind_name
+    known, path = dict(name=f"event {event_id}"), Path(dataset.root) / "events.csv"
+    truth = event_truth(dataset, dataset.root).iloc[0]
+    if isinstance(truth.get("type"), str): known["kind"] = kind_name(truth["type"])
+    if "energy" in truth: known["energy"] = truth["energy"]
+    if not path.is_file(): return known
+    import pandas as pd
+    written = pd.read_csv(path).rename(columns={"what": "kind"})
+    for _, found in written[written.event_id == event_id].iterrows():
+        known |= found.reindex(["name", "kind", "date"]).dropna().to_dict()
+    return known
 
 # %% ../nbs/49_cli.ipynb #d4e71e30
 def find_event(
@@ -633,6 +649,12 @@ def _display_options(p):
     which.add_argument("--predictions", metavar="FILE", help="draw the direction in this table")
     p.add_argument("--animate", action="store_true",
                    help="let the light arrive in time: a slider and a button (.html only)")
+    p.add_argument("--theme", choices=("light", "dark"), default="light", help="background")
+    p.add_argument("--colors", choices=("safe", "icecube"), default="safe",
+                   help="of times; icecube: red early, blue late; default: for colour-blind readers, too")
+    p.add_argument("--from-first-light", action="store_true", help="count times from the first pulse")
+    p.add_argument("--plotly", choices=("inside", "beside"), default="inside",
+                   help="beside: write plotly's script once next to the pages; each is 5 MB smaller")
 
 # %% ../nbs/49_cli.ipynb #dc4ed532
 def _bench_options(p):
@@ -659,7 +681,7 @@ VERBS = {
 
 # %% ../nbs/49_cli.ipynb #490c9a46
 def main(
-    argv=None, # arguments; None: those of the process
+    argv:list | None=None, # arguments; None: those of the process
 ) -> int: # exit code
     "Entry point of the command `iceaggr`."
     parser = make_parser()

@@ -246,12 +246,12 @@ class _LeftOut:
 class IceCubeDataset(_Events, _Files, _LeftOut, torch.utils.data.Dataset):
     "Events of a data set in the Kaggle layout, or in the prepared form."
     def __init__(self,
-        root=None, # folder of the data set; None: $ICEAGGR_DATA
+        root:str | Path | None=None, # folder of the data set; None: $ICEAGGR_DATA
         split:str="train", # or "test", which has no targets
-        batch_ids=None, # files to read, in this order; None: all
+        batch_ids:list | None=None, # files to read, in this order; None: all
         max_events:int=None, # at most this many, from the first on
         cache_size:int=1, # decoded files to keep in memory
-        events=None, # only these event ids
+        events:list | None=None, # only these event ids
         on_bad_event:str="error", # or "skip": leave bad events out, list them in `skipped`
     ):
         _check_options(on_bad_event, cache_size, max_events)
@@ -336,7 +336,7 @@ def _dictionaries_of_file(dataset, f, i) -> list:
 # %% ../nbs/03_data.ipynb #2ee4e94f
 def split_batches(
     batch_ids, # all files
-    valid=None, # files to validate on, or a single one; None: the last
+    valid:list | int | None=None, # files to validate on, or a single one; None: the last
 ) -> tuple: # (files to train on, files to validate on)
     "Split files into those to train on and those to validate on."
     ids = [int(b) for b in batch_ids]

@@ -179,7 +179,7 @@ def _number_strings(ax, xy):
 # %% ../nbs/01_geometry.ipynb #05713d25
 def plot_top_view(
     geometry:Geometry, # the detector
-    ax=None, # matplotlib axes, or None for new ones
+    ax:object | None=None, # matplotlib axes, or None for new ones
     labels:bool=True, # write the numbers of the strings
 ): # the axes
     "The strings seen from above."
@@ -198,7 +198,7 @@ def _depth(z): # [m]; its own inverse
 
 def plot_side_view(
     geometry:Geometry, # the detector
-    ax=None, # matplotlib axes, or None for new ones
+    ax:object | None=None, # matplotlib axes, or None for new ones
 ): # the axes
     "All DOMs seen from the south, with depth on the right and the dust layer shaded."
     ax = ax or new_axes(width=5, height=5.2)[1]
@@ -287,7 +287,7 @@ def ice_optics(
 
 # %% ../nbs/01_geometry.ipynb #bfb2b4d5
 def plot_ice(
-    ax=None, # matplotlib axes, or None for new ones
+    ax:object | None=None, # matplotlib axes, or None for new ones
 ): # the axes
     "Effective scattering and absorption length against depth, over the span of the table."
     ax = ax or new_axes(width=4.5, height=4.6)[1]
@@ -442,11 +442,11 @@ def _surveyed() -> tuple: # (5160, 3) positions [m], (5160,) efficiencies
     xyz, efficiency = _read_weights(Path(iceaggr.__file__).parent / "pretrained" / "small.safetensors")
     return np.round(xyz, 2), np.round(efficiency, 2)      # as surveyed, without the rounding of float32
 
-# %% ../nbs/01_geometry.ipynb #301d885e
+# %% ../nbs/01_geometry.ipynb #m0000063
 _READERS = {".csv": _read_csv, ".parquet": _read_graphnet, ".safetensors": Geometry.from_weights}
 
 def load_geometry(
-    path=None, # data folder, .csv, .parquet, .safetensors, name of a pretrained model; None: IceCube-86
+    path:str | Path | None=None, # data folder, .csv, .parquet, .safetensors, model; None: IceCube-86
 ) -> Geometry:
     "The detector from wherever it is described. ValueError names the file and what is wrong with it."
     if path is None: return Geometry.icecube86()

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PRESETS', 'ModelSettings', 'model_settings', 'HierarchicalTransformer', 'predict_dataset']
 
-# %% ../nbs/17_model.ipynb #f9902651
+# %% ../nbs/17_model.ipynb #m0000004
 import dataclasses
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,13 +67,13 @@ def model_settings(
     if unknown: raise ValueError(f"unknown model settings: {', '.join(sorted(unknown))}")
     return ModelSettings(**settings)
 
-# %% ../nbs/17_model.ipynb #m0000011
+# %% ../nbs/17_model.ipynb #m0000012
 class HierarchicalTransformer(nn.Module):
     "T1 over the pulses of each DOM, T2 over the DOMs of each event."
     def __init__(self,
         settings:"ModelSettings|str|dict"="base", # settings or the name of a preset
-        geometry:Geometry|None=None, # None: the surveyed IceCube-86; kept with the weights
-        pool=None, # T1's pooling: a class (or a partial of one) called with d_model; None: settings.pool
+        geometry:Geometry|None=None, # None: IceCube-86; kept with the weights
+        pool:Callable | None=None, # T1's pooling: a class that takes d_model; None: settings.pool
     ):
         super().__init__()
         self.settings = s = model_settings(settings)
@@ -315,7 +316,7 @@ def _check_geometry(sensors, geometry, tolerance):
 def predict_dataset(
     model:HierarchicalTransformer,
     dataset, # IceCubeDataset
-    indices=None, # numbers of the events in the data set; None: all
+    indices:list | None=None, # numbers of the events in the data set; None: all
     max_pulses:int=32_768, # pulses per batch
     workers:int=0, # processes that load
     progress:bool=True,

@@ -46,7 +46,7 @@ def new_figure(
     return NewFigure(figsize=(width, height), layout="constrained")
 
 # %% ../nbs/54_style.ipynb #2f4c0736
-def _draw_png(static) -> str: # base64
+def draw_png(static) -> str: # base64
     "A matplotlib figure as a PNG, encoded as notebooks store it; the figure is closed."
     import base64
     import io
@@ -58,7 +58,7 @@ def _draw_png(static) -> str: # base64
     return base64.b64encode(picture.getvalue()).decode()
 
 # %% ../nbs/54_style.ipynb #a9e16f2c
-def _in_kernel() -> bool:
+def in_kernel() -> bool:
     "True in JupyterLab and the like."
     from IPython import get_ipython
     return getattr(get_ipython(), "kernel", None) is not None
@@ -73,11 +73,11 @@ def interactive_figure(
     class InteractiveFigure(go.Figure):
         "A plotly figure with a static picture."
         def _repr_mimebundle_(self, *args, **kwargs):
-            return {**super()._repr_mimebundle_(*args, **kwargs), "image/png": _draw_png(static)}
+            return {**super()._repr_mimebundle_(*args, **kwargs), "image/png": draw_png(static)}
 
         def _ipython_display_(self):
             from IPython.display import display
-            bundle = {} if _in_kernel() else self._repr_mimebundle_()
+            bundle = {} if in_kernel() else self._repr_mimebundle_()
             if len(bundle) < 2: return super()._ipython_display_()      # plotly's way, be it a browser
             display(bundle, raw=True)
 

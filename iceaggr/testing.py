@@ -27,7 +27,7 @@ from .geometry import Geometry
 # %% ../nbs/52_testing.ipynb #1604cf81
 def write_tiny(
     root, # folder to write
-    batches=None, # events of each file; None: {2: 8, 3: 6, 10: 7}
+    batches:dict | None=None, # events of each file; None: {2: 8, 3: 6, 10: 7}
     split:str="train", # or "test", without targets
     seed:int=0,
 ) -> Path: # root

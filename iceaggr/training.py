@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +168,7 @@ def _update_average(
 def predict_with_truth(
     model:HierarchicalTransformer,
     dataset, # IceCubeDataset with targets
-    indices=None, # numbers of the events in the data set; None: all
+    indices:list | None=None, # numbers of the events in the data set; None: all
     precision:str="float32",
 ) -> tuple: # (B,) angular errors [rad], (B,) kappa, both float64; mean vMF loss
     "Angular errors, kappa and mean loss of the events of a data set."
@@ -183,7 +184,7 @@ def predict_with_truth(
 def validate(
     model:HierarchicalTransformer,
     dataset, # IceCubeDataset with targets
-    indices=None, # numbers of the events in the data set; None: all
+    indices:list | None=None, # numbers of the events in the data set; None: all
     precision:str="float32",
 ) -> dict: # loss: mean vMF loss; mean_degrees, median_degrees: angular error [degrees]
     "Loss and angular errors of a model on a data set."
@@ -597,10 +598,10 @@ def fit(
     resume:bool=False, # continue from the run's last checkpoint
     workers:int=0, # processes that load, for each process that trains
     progress:bool=True, # show progress bars
-    optimizer=None, # of the parameters of the model; None: `MuonAdamW`
-    clock=time.perf_counter, # seconds of a run given in minutes; `time.process_time` on a shared machine
-    on_epoch=None, # function of the log, called after each epoch
-    targets=None, # function of event ids (B,) and true unit vectors (B, 3): vectors (B, 3) to learn from
+    optimizer:torch.optim.Optimizer | None=None, # of the parameters of the model; None: `MuonAdamW`
+    clock:Callable=time.perf_counter, # seconds of a run in minutes; `time.process_time` on a shared machine
+    on_epoch:Callable | None=None, # function of the log, called after each epoch
+    targets:Callable | None=None, # (event ids (B,), true unit vectors (B, 3)) -> vectors (B, 3) to learn from
 ) -> pd.DataFrame: # the log, one row per epoch
     "Train, with all processes of the group; checkpoints, weights and the log go to the run's folder."
     average = copy.deepcopy(model)
@@ -706,13 +707,13 @@ def train(
     train_batches:list|None=None, # numbers of the files to train on; None: all but the validation files
     valid_batches:list|None=None, # numbers of the files to validate on; None: the last
     settings:TrainSettings|None=None,
-    init=None, # initial weights: a .safetensors file, the folder of a run, or the name of a pretrained model
+    init:str | Path | None=None, # initial weights: a .safetensors file, folder of a run, or pretrained model
     resume:bool=False, # continue a run
     device:str|None=None, # None: cuda where there is one; several processes take one GPU each
     workers:int=0, # processes that load, for each process that trains
     progress:bool=True, # show progress bars
     on_bad_event:str="error", # or "skip": leave bad events out, list them in the run's skipped.csv
-    targets=None, # function of event ids (B,) and true unit vectors (B, 3): vectors (B, 3) to learn from
+    targets:Callable | None=None, # (event ids (B,), true unit vectors (B, 3)) -> vectors (B, 3) to learn from
 ) -> pd.DataFrame: # the log
     "Train a model on a data set, with all processes that `torchrun` started; results lie in its folder."
     with process_group(device) as device, keep_random_state(device), ExitStack() as stack:

@@ -205,7 +205,7 @@ PLOTS = {
     "display.plot_event": lambda g: display.plot_event(g.event, g.geometry),
     "display.display_event":
         lambda g: display.display_event(g.event, g.geometry, panels=True)._repr_mimebundle_(),
-    "display.save_display": _save_static,
+    "display_page.save_display": _save_static,
     "evaluation.plot_errors": lambda g: evaluation.plot_errors(g.errors),
     "evaluation.plot_binned": lambda g: evaluation.plot_binned(g.metrics, "n_pulses"),
     "evaluation.plot_types": lambda g: evaluation.plot_types(g.metrics),

@@ -4,9 +4,10 @@ import pandas as pd
 import pytest
 import torch
 
-from iceaggr.browser import _ORDERS, EventBrowser, _choose_events, _show_dom
+from iceaggr.browser import _ORDERS, EventBrowser, _choose_events, _facts, _show_dom
 from iceaggr.data import IceCubeDataset
 from iceaggr.direction import angles_to_vector
+from iceaggr.display import across_flight
 from iceaggr.evaluation import check_predictions
 from iceaggr.io.kaggle import find_batches
 from iceaggr.line_fit import line_fit_events
@@ -132,8 +133,7 @@ def test_filters_and_orders(browser, runs):
     widgets["order"].value = "largest error first"
     assert table.n_pulses.iloc[browser.rows].between(32, 256).all()
     assert str(len(browser.rows)) in widgets["count"].value
-    assert browser.row == browser.rows[widgets["place"].value - 1]
-    widgets["place"].value = 1
+    assert browser.row == browser.rows[0] and widgets["place"].value == 1       # an order starts anew
     errors = table["error small"].to_numpy()[browser.rows]
     assert table["error small"][browser.row] == np.nanmax(errors)
     check_shown(browser, runs)
@@ -195,25 +195,26 @@ def test_nothing_passes(browser, runs):
 
 
 def test_event_without_predictions(browser, runs):
-    "The truth and no other path."
+    "The truth and no other path; the facts say so."
     browser.widgets["place"].value = len(browser.table)
     assert browser.row == len(browser.table) - 1 >= PREDICTED
+    assert browser.widgets["facts"].value.count("no prediction") == len(runs)
     check_shown(browser, runs)
 
 
 def test_close_up_of_doms(browser):
     "A picture for a DOM with several pulses, a message for one with a single pulse."
     lit, widgets = browser.view.lit, browser.widgets
-    facts, close_up = widgets["facts"].value, widgets["close_up"]
+    facts, close_up, beside = widgets["facts"].value, widgets["close_up"], widgets["beside"].layout
     several = int(lit.sensor_id[lit.n_pulses > 1].iloc[0])
     single = int(lit.sensor_id[lit.n_pulses == 1].iloc[0])
     for sensor in (several, single, single, several):
         _show_dom(browser, sensor)
         if sensor == several:
-            assert bytes(close_up.value).startswith(b"\x89PNG") and close_up.layout.display == "block"
+            assert bytes(close_up.value).startswith(b"\x89PNG") and beside.display == "flex"
             assert widgets["facts"].value == facts
         else:
-            assert close_up.layout.display == "none"
+            assert beside.display == "none"
             message = widgets["facts"].value.removeprefix(f"{facts}<br>")
             assert f"sensor {single} has a single pulse" in message and "<br>" not in message
 
@@ -231,6 +232,42 @@ def test_predictions_from_files_and_other_files(root, batch, runs, tmp_path):
 def test_browser_without_predictions(root):
     "No run to choose, no close-up without a model."
     browser = EventBrowser(root)
-    assert browser.widgets["run"].value is None
+    assert browser.widgets["run"].value == "no predictions"
     _show_dom(browser, int(browser.view.lit.sensor_id.iloc[0]))
-    assert browser.widgets["close_up"].layout.display == "none"
+    assert browser.widgets["beside"].layout.display == "none"
+    browser.widgets["order"].value = "largest error first"
+    assert browser.row == 0
+
+
+def test_selectors_name_their_choice(browser, root):
+    "ipywidgets shows a blank where the value is None."
+    for each in (browser, EventBrowser(root)):
+        for name in ("kind", "run", "order", "file"): assert each.widgets[name].value is not None
+    assert browser.widgets["kind"].value == browser.widgets["kind"].label == "all"
+
+
+def test_numbers_are_written_with_their_unit(browser):
+    "Three digits, in the unit that suits an energy."
+    record = browser.table.iloc[0].copy()
+    record["energy"], record["type"] = 13_310_000., "track_through"
+    browser.view.lit.loc[:, "charge"] *= 41_234 / browser.view.lit.charge.sum()
+    facts = _facts(browser, record, {})
+    assert "13.3 PeV" in facts and "41,200 p.e." in facts and "through-going track" in facts
+
+
+def test_camera_follows_the_flight_until_it_is_turned(browser):
+    "Then it stays where the user left it."
+    def eye(): return browser.figure.layout.scene.camera.eye.to_plotly_json()
+    first = eye()
+    browser.step(1)
+    assert eye() == across_flight(browser.view)["eye"] != first
+    browser.figure.layout.scene.camera.eye = dict(x=2, y=0, z=0)
+    browser.step(1)
+    assert eye() == dict(x=2, y=0, z=0)
+
+
+def test_stored_output_is_a_picture(browser):
+    "For pages without a kernel."
+    bundle = browser._repr_mimebundle_()
+    assert bundle["image/png"].startswith("iVBORw0KGgo")
+    assert bundle["text/plain"] == f"EventBrowser at {browser.view.title}" and len(bundle) == 2

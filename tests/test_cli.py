@@ -314,6 +314,25 @@ def test_displays_of_a_model(tiny_dataset, tmp_path):
     assert done.returncode == 0 and (tmp_path / "event.pdf").read_bytes().startswith(b"%PDF"), done.stderr
 
 
+def test_looks_of_a_display(tiny_dataset, tmp_path):
+    "Options of the display, and what is known of the event in the title."
+    meta = pd.read_parquet(tiny_dataset / "train_meta.parquet")
+    data, event = shutil.copytree(tiny_dataset, tmp_path / "data"), meta.event_id.iloc[0]
+    truth = pd.DataFrame(dict(event_id=meta.event_id, type="cascade", energy=13_310_000.))
+    truth.to_parquet(data / "truth.parquet")
+    look = ["--theme", "dark", "--colors", "icecube", "--from-first-light", "--plotly", "beside"]
+    display = ["display", "--data", data, "--event", event, *look, "--out"]
+    done = call(*display, tmp_path / "pages/e.html")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "pages/e.html").read_text()
+    assert f"event {event}, cascade, 13.3 PeV, " in page and "from first light" in page and "#e01e26" in page
+    (data / "events.csv").write_text(f"event_id,name,date\n{event},Ernie,2012-01-03\n")
+    done = call(*display, tmp_path / "pages/ernie.html")
+    assert done.returncode == 0, done.stderr
+    assert "Ernie, cascade, 13.3 PeV, 2012-01-03, " in (tmp_path / "pages/ernie.html").read_text()
+    assert sorted(p.name for p in (tmp_path / "pages").iterdir()) == ["e.html", "ernie.html", "plotly.min.js"]
+
+
 @pytest.mark.parametrize("out, more, word", [
     ("OUT/e.jpg", (), ".png"),
     ("OUT/e.png", ("--animate",), "--animate"),

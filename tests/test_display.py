@@ -1,5 +1,7 @@
 "Displays of events: what they draw is what the pulses say."
+import os
 import re
+import shutil
 import time
 import zlib
 
@@ -8,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 
 from iceaggr.data import IceCubeDataset
 from iceaggr.display import (
@@ -18,15 +21,20 @@ from iceaggr.display import (
     _hull,
     _pulse_table,
     _rim,
+    across_flight,
     display_event,
+    energy_text,
+    event_title,
     flight_path,
     frame_times,
     make_arrows,
     plot_event,
     save_display,
+    three_digits,
 )
-from iceaggr.geometry import N_SENSORS
+from iceaggr.geometry import N_SENSORS, load_geometry
 from iceaggr.simulation.dataset import demo_dataset
+from iceaggr.style import GREY
 
 PULSES = torch.tensor([[90., 0.5, 7, 1], [100, 1, 7, 0], [130, 2, 7, 0],      # early noise, two pulses
                        [110, 4, 8, 0], [400, 9, 8, 1],                         # a pulse, late noise
@@ -148,6 +156,102 @@ def test_rim_of_a_cone_lies_at_its_angle():
     assert sorted(map(tuple, _hull(square))) == [(0, 0), (0, 2), (2, 0), (2, 2)]
 
 
+@pytest.mark.parametrize(("number", "text"), [
+    (2.0, "2"), (0.5, "0.5"), (13.31, "13.3"), (999.6, "1,000"), (41_234, "41,200")])
+def test_numbers_have_three_digits(number, text):
+    "With thousands separated."
+    assert three_digits(number) == text
+
+
+@pytest.mark.parametrize(("energy", "text"), [
+    (1.5, "1.5 GeV"), (999.4, "999 GeV"), (999.9, "1 TeV"), (200e3, "200 TeV"), (13.31e6, "13.3 PeV")])
+def test_energies_have_a_unit_that_suits(energy, text):
+    "No 1,000 GeV."
+    assert energy_text(energy) == text
+
+
+def test_titles_name_what_is_known():
+    "And nothing that is not."
+    assert event_title("event 7", 30) == event_title("event 7", 30, None, np.nan) == "event 7, 30 pulses"
+    assert event_title("Ernie", 9_347, "cascade", 1.1e6, "2012-01-03") == (
+        "Ernie, cascade, 1.1 PeV, 2012-01-03, 9,347 pulses")
+
+
+def test_a_late_outlier_leaves_the_colours_alone():
+    "A cascade of 30 DOMs within 300 ns, then one DOM of 1 p.e. 3 microseconds later."
+    cascade = [[10_000 + 10 * k, 20., 60 * k, 0] for k in range(30)]
+    alone, outlier = (EventView(torch.tensor(cascade + more)) for more in ([], [[13_000, 1., 5000, 0]]))
+    assert np.allclose(alone.times, outlier.times, atol=20)
+    assert np.ptp(np.clip(alone.lit["first"], *outlier.times)) > 200
+
+
+@pytest.mark.parametrize("zenith", [0., 0.4, 1.5, 3.])
+def test_camera_looks_across_the_flight(zenith):
+    "Which passes from left to right; above the horizon, unless the flight is vertical."
+    view = EventView(PULSES, truth=(1., zenith))
+    eye = np.array(list(across_flight(view)["eye"].values()))
+    eye /= np.linalg.norm(eye)
+    flight = -view.arrows[0].direction
+    assert abs(eye @ flight) < 0.3 and eye[2] > 0
+    if zenith: assert np.cross([0, 0, 1], eye) @ flight > 0
+
+
+def test_camera_without_direction_looks_across_the_light():
+    "Along y, early light first."
+    xyz = load_geometry().xyz
+    row = np.flatnonzero((np.abs(xyz[:, 0]) < 60) & (np.abs(xyz[:, 2]) < 20))
+    order = row[np.argsort(xyz[row, 1])]
+    pulses = np.stack([np.arange(len(row)) * 300., np.full(len(row), 5.), order, np.zeros(len(row))], 1)
+    eye = across_flight(EventView(pulses))["eye"]
+    assert len(row) > 5 and eye["x"] > 1.3 and abs(eye["y"]) < 0.4
+
+
+def test_times_count_from_the_first_light():
+    "Auxiliary pulses before it have negative times."
+    view = EventView(PULSES, from_first_light=True)
+    assert view.lit["first"].tolist() == [0, 10] and view.pulses.time.tolist() == [0, 30, 10]
+    assert EventView(PULSES[5:], from_first_light=True).doms["first"].tolist() == [0]
+    figure = display_event(view, panels=True)
+    assert figure.layout.coloraxis.colorbar.title.text == "first pulse, from first light [ns]"
+
+
+def luminance(colour):
+    "Relative luminance of WCAG 2."
+    rgb = np.array(to_rgb(colour))
+    return np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92) @ [0.2126, 0.7152, 0.0722]
+
+
+def contrast(one, other):
+    "Contrast ratio of two colours."
+    dark, light = sorted([luminance(one), luminance(other)])
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_letters_stand_out_from_the_background(theme):
+    "Letters 4.5 : 1, the truth and the dots of the DOMs with them; both kinds of display."
+    view = EventView(PULSES, truth=(0., 1.), theme=theme)
+    assert contrast(view.theme.ink, view.theme.paper) > 7 and contrast(view.theme.soft, view.theme.paper) > 3
+    assert view.arrows[0].colour == view.theme.ink
+    figure = plot_event(view)
+    figure.canvas.draw()
+    for text in figure.findobj(plt.Text): assert contrast(text.get_color(), figure.get_facecolor()) > 4.5
+    plt.close(figure)
+    page = display_event(view)
+    assert contrast(page.layout.template.layout.font.color, page.layout.paper_bgcolor) > 4.5
+
+
+def test_icecube_colours_run_from_red_to_blue():
+    "Early red, late blue; on both displays."
+    view = EventView(PULSES, colors="icecube")
+    early, late = to_rgb(view.theme.times[0]), to_rgb(view.theme.times[-1])
+    assert np.argmax(early) == 0 and np.argmax(late) == 2
+    scale = display_event(view).layout.coloraxis.colorscale
+    assert [colour for _, colour in scale] == view.theme.times
+    for wrong in (dict(colors="jet"), dict(theme="night")):
+        with pytest.raises(ValueError, match="choose"): EventView(PULSES, **wrong)
+
+
 # Interactive displays
 
 def test_frames_hold_the_light_that_has_arrived(dataset, bright):
@@ -178,6 +282,19 @@ def test_figure_shows_doms_and_directions(dataset, bright):
     light = np.stack([traces["light"][c] for c in "xyz"], 1)
     assert np.allclose(light, dataset.geometry.xyz[view.lit.sensor_id], atol=1e-3)
     assert {"path true", "path A", "path B", "cone B"} <= set(traces) and "cone A" not in traces
+
+
+def test_every_dom_is_a_dot_and_the_legend_has_no_time(dataset, bright):
+    "Nobody reads a time from a colour in the legend."
+    figure = display_event(bright, dataset.geometry)
+    dots = np.stack([figure.data[0][c] for c in "xyz"], 1)
+    assert np.isfinite(dots).all(1).sum() == N_SENSORS
+    listed = [t for t in figure.data if t.type == "scatter3d" and t.showlegend is not False]
+    assert all(t.marker.coloraxis is None for t in listed) and "light" in [t.legendgroup for t in listed]
+    static = plot_event(bright, dataset.geometry)
+    faces = [h.get_markerfacecolor() for h in static.legends[0].legend_handles if h.get_marker() == "o"]
+    assert set(faces) <= {"none", GREY}
+    plt.close(static)
 
 
 def test_displays_of_many_pulses_stay_small(dataset, bright):
@@ -284,3 +401,41 @@ def test_interactive_file_needs_no_network(tmp_path):
     assert sum("plotly.js v" in part for part in page.split("<script")) == 1
     assert 'src="http' not in page and 'href="http' not in page.split("<body>")[0]
     with pytest.raises(ValueError, match=r"\.html"): save_display(figure, tmp_path / "event.pdf")
+
+
+def test_script_beside_the_pages(tmp_path):
+    "Written once; the pages link to it, and an other version is replaced."
+    figure, script = display_event(PULSES), tmp_path / "plotly.min.js"
+    script.write_text("old")
+    pages = [save_display(figure, tmp_path / name, plotly="beside") for name in ("a.html", "b.html")]
+    assert script.stat().st_size > 1_000_000 and sorted(tmp_path.iterdir()) == [*pages, script]
+    for page in pages:
+        assert page.stat().st_size < 400_000
+        assert re.findall('src="([^"]*)"', page.read_text()) == ["plotly.min.js"]
+    with pytest.raises(ValueError, match="beside"): save_display(figure, pages[0], plotly="cdn")
+
+
+def test_pages_fit_a_telephone(tmp_path):
+    "No text or scene beyond a window of 400 px; in a wide one all in one screen."
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    sync_api = pytest.importorskip("playwright.sync_api", reason="install playwright")
+    if not chromium: pytest.skip("install Chromium")
+    title = "Kloppo, through-going muon track, 2.6 PeV deposited, 2014-06-11, 15,039 pulses"
+    figure = display_event(PULSES, truth=(0., 1.), panels=True, animate=True, title=title)
+    page = save_display(figure, tmp_path / "event.html")
+    root = ["--no-sandbox"] if hasattr(os, "getuid") and os.getuid() == 0 else []
+    with sync_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--disable-gpu", *root])
+        tab = browser.new_context(viewport=dict(width=400, height=850), is_mobile=True).new_page()
+        tab.goto(page.as_uri())
+        scene = "document.querySelector('.plotly-graph-div')._fullLayout.scene.domain.x[1]"
+        tab.wait_for_function(f"{scene} === 1")
+        assert tab.evaluate("document.documentElement.scrollWidth") == 400
+        right = "t => t.getBoundingClientRect().right"
+        ends = tab.evaluate(f"[...document.querySelectorAll('text')].map({right})")
+        assert len(ends) > 20 and max(ends) <= 400
+        tab.set_viewport_size(dict(width=1400, height=900))
+        tab.wait_for_function(f"{scene} === 0.6")
+        assert tab.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+                            ) == [1400, 900]
+        browser.close()

@@ -13,10 +13,14 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 import check_docs  # noqa: E402
 import finish_pages  # noqa: E402
+import look_at_pages  # noqa: E402
 import make_readme  # noqa: E402
+import render_pages  # noqa: E402
+
+FRONT = "title: A\ndescription: b\noutput-file: a.html"
 
 
-def notebook(*cells, front="title: A\ndescription: b\noutput-file: a.html"):
+def notebook(*cells, front=FRONT):
     "A processed notebook of Markdown cells, or of cells that are given whole."
     cells = [c if isinstance(c, dict) else dict(cell_type="markdown", source=c) for c in cells]
     return dict(cells=[dict(cell_type="raw", source=f"---\n{front}\n---")] + cells, metadata={})
@@ -32,10 +36,98 @@ def write_notebook(path, *cells):
     path.write_text(json.dumps(notebook(*cells)), encoding="utf-8")
 
 
-def test_site_is_in_order():
+def check_site(*options):
     "In a process of its own, since nbdev runs imports and exported cells of the notebooks."
-    run = subprocess.run([sys.executable, "tools/check_docs.py"], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "tools/check_docs.py", *options]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr[-3_000:]
+
+
+def test_site_is_in_order():
+    "Of the pages, six are looked at in a browser, where there is one."
+    check_site("--few")
+
+
+@pytest.mark.slow
+def test_all_pages_fit_and_can_be_read():
+    if look_at_pages.missing(): pytest.skip(f"install {look_at_pages.missing()}")
+    check_site()
+
+
+GOOD = """## Words
+
+Text, `code` and a [link](b.html), **bold**, $x^2$.
+
+> Quoted.
+
+```python
+def f(x: int = 1):  # a comment
+    return "string"
+```
+
+| [a_name](b.html) | what |
+|---|---|
+| `another_name` | something |
+"""
+SEEN = {
+    "faint": ('<p style="color: #999; background: #fff">faint</p>', "has a contrast of 2.8: faint"),
+    "see-through": ('<p style="opacity: 0.5">pale words</p>', "pale words"),
+    "wide": ('<div style="width: 2000px">wide</div>', "the page is"),
+    "cut": ('<div style="overflow: hidden"><p style="width: 2000px">cut</p></div>', "is cut off: cut"),
+    "broken": ('<table><td style="width: 1em; display: block"><a style="white-space: normal; '
+               'word-break: break-all">a_broken_name</a></td></table>', "a name is broken: a_broken_name"),
+    "loaded": ('<script src="http://127.0.0.1:9/jquery.js"></script>', "loads http://127.0.0.1:9/jquery.js"),
+}
+
+
+def test_what_cannot_be_read_or_does_not_fit_is_found(tmp_path):
+    "On a page made of such things, and nothing on a page of all kinds of text."
+    if look_at_pages.missing(): pytest.skip(f"pages are not looked at: install {look_at_pages.missing()}")
+    table = {"text/html": "<table><tr><th>a</th></tr><tr><td>1</td></tr></table>"}
+    good = notebook(GOOD, code_cell("print(1)", {"text/plain": "printed " * 50}, table))
+    wrong = (f"```{{=html}}\n{html}\n```" for html, _ in SEEN.values())
+    bad = notebook(*wrong, front=FRONT.replace("a.html", "bad.html"))
+    pages = {Path("good.ipynb"): good, Path("bad.ipynb"): bad}
+    paths = render_pages.render_site(pages, check_docs.front_matter, ROOT / "nbs", tmp_path)
+    found = look_at_pages.look_faults(paths, tmp_path)
+    assert not [fault for fault in found if not fault.startswith("bad")]
+    assert not [kind for kind, (_, what) in SEEN.items() if not any(what in fault for fault in found)], found
+
+
+def test_style_sheets_of_light_and_dark_set_the_same_colours():
+    "A colour that only the light one sets would stay on a dark page."
+    light, dark = (render_pages.scss_parts(ROOT / f"nbs/{name}.scss")[0] for name in ("styles", "dark"))
+    colours = {name for name, value in light.items() if value.startswith("#") and "navbar" not in name}
+    assert colours <= set(dark), colours - set(dark)
+    assert "$body-emphasis-color" in dark and "$pre-color" in dark
+
+
+def test_pages_of_results_open_with_their_figure():
+    figure, folded = {"image/png": ""}, '#| code-fold: true\n#| fig-cap: "A."\nplot()'
+    page, plain = Path("51_benchmarks.ipynb"), folded.partition("\n")[2]
+    assert check_docs.opening_faults(page, notebook("In words.", code_cell(folded, figure))) == []
+    for opening in (code_cell(plain, figure), code_cell("x = 1"), "```\na -> b\n```"):
+        assert len(check_docs.opening_faults(page, notebook(opening, code_cell(folded, figure)))) == 1
+        assert check_docs.opening_faults(Path("13_pooling.ipynb"), notebook(opening)) == []
+
+
+def test_wide_diagrams_are_found():
+    assert check_docs.diagram_faults("a", notebook(f"```sh\n{'a ' * 50}\n```\n\n```\n{'-' * 88}\n```")) == []
+    assert len(check_docs.diagram_faults("a", notebook(f"Text.\n\n```\n{'-' * 89}\n```"))) == 1
+
+
+@pytest.mark.parametrize("text, fault", [
+    ("{'a': 0.30000000000000004}", True),
+    ("7.2900002123788e-07", True),
+    ("tensor([0.5024, 1.2345])", False),
+    ("10516.000000", False),
+    ("sha 0.1.20261201 and 2682373", False),
+    ("geometry:NoneType=None", True),
+    ("geometry:Geometry | None=None", False),
+])
+def test_raw_numbers_and_missing_types_are_found(text, fault):
+    found = check_docs.page_faults("a", notebook(code_cell("", {"text/plain": text})))
+    assert len(found) == fault
 
 
 GITHUB = "https://github.com/iceaggr/iceaggr/blob/main/iceaggr/data.py"
@@ -192,15 +284,35 @@ def test_sidebar_must_hold_every_notebook_once_and_in_order(tmp_path, entries, f
 
 def test_figures_work_without_a_network():
     figure = dict(data=[dict(type="scatter", x=[0, 1], y=[1, 2])], layout=dict(width=300))
-    nb = notebook(code_cell("", {finish_pages.PLOTLY: figure}, {finish_pages.WIDGET: {}}))
-    nb["metadata"]["widgets"] = {finish_pages.WIDGET_STATE: dict(state={})}
+    nb = notebook(code_cell("", {finish_pages.PLOTLY: figure}, {}, {finish_pages.WIDGET: {}}))
+    nb["metadata"]["widgets"] = {"application/vnd.jupyter.widget-state+json": {}}
     assert finish_pages.finish(nb, 1) and nb["metadata"] == {}
     drawn, widget = (output["data"] for output in nb["cells"][1]["outputs"])
-    html = drawn["text/html"]
+    html = drawn["text/markdown"]
     assert '<script src="../plotly.min.js">' in html and "newPlot" in html
     assert not re.search(r'src="http', html)
     assert "JupyterLab" in widget["text/markdown"]
     assert not finish_pages.finish(nb, 1)
+
+
+def test_pages_load_no_script_of_another_host():
+    "Quarto adds scripts to a page with HTML outputs or widgets; finished pages have none."
+    table = {"text/html": "<table></table>", "text/plain": "a"}
+    nb = notebook(code_cell("", table, {finish_pages.WIDGET: {}}))
+    nb["metadata"]["widgets"] = {"application/vnd.jupyter.widget-state+json": {}}
+    assert len(check_docs.loading_faults("a", nb)) == 3
+    finish_pages.finish(nb)
+    assert check_docs.loading_faults("a", nb) == []
+    assert nb["cells"][1]["outputs"][0]["data"] == {"text/markdown": "```{=html}\n<table></table>\n```\n"}
+
+
+def test_signatures_are_folded_below_what_a_function_does():
+    head, signature = "[source](u)\n\n### f\n\n", "```python\ndef f(\n    s:__main__.S, # sizes\n)\n```\n"
+    folded = finish_pages.fold_signature(f"{head}{signature}\n*Does it.*")
+    before, _, after = folded.partition("<details")
+    assert before.strip() == f"{head}*Does it.*" and "    s:S, # sizes" in after
+    assert finish_pages.fold_signature(folded) == folded
+    assert finish_pages.fold_signature(f"Text.\n\n{signature}") == f"Text.\n\n{signature}"
 
 
 def test_no_links_inside_code():

@@ -230,6 +230,7 @@ def test_browser_follows_its_widgets(chromium, lab):
     assert not done["errors"], done
     figure = nb.page.locator(".jp-OutputArea .js-plotly-plot").first
     nb.settled(figure, "g._fullData.some(t => t.meta === 'light')")
+    nb.settled(figure, "Math.abs(g._fullLayout.width - g.closest('.jp-OutputArea-output').clientWidth) < 25")
     whole, title = nb.shown(figure), figure.evaluate("g => g._fullLayout.title.text")
     before = nb.shot(figure, "browser_all_light")
     assert len(np.unique(before.reshape(-1, 3), axis=0)) > 50

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 import check_style  # noqa: E402
 
-TITLE = "# A\n\n> What it is for.\n\n![drawn](images/a.svg)"
+TITLE, PICTURE = "# A\n\n> What it is for.", "![drawn](images/a.svg)"
 
 
 def markdown(source):
@@ -39,33 +39,38 @@ def faults_of(project, *cells, long_classes=()):
 
 
 def test_a_notebook_opens_with_title_and_purpose(project):
-    assert faults_of(project, markdown(TITLE)) == []
-    assert ["must open" in fault for fault in faults_of(project, markdown("## A\n\n![x](a.svg)"))] == [True]
+    "In a cell of their own: nbdev makes front matter of it and drops the rest."
+    picture = markdown(PICTURE)
+    assert faults_of(project, markdown(TITLE), picture) == []
+    for wrong in ("## A\n\n> B.", "# A", f"{TITLE}\n\nMore."):
+        assert ["must open" in fault for fault in faults_of(project, markdown(wrong), picture)] == [True]
 
 
-def test_a_picture_comes_within_the_first_three_cells_that_a_reader_sees(project):
+def test_a_picture_comes_within_the_three_cells_below_the_title(project):
     title, text = markdown("# A\n\n> B."), markdown("text")
     hidden, imports = code("#| hide\nx = 1"), code("import os\nfrom a import b")
     figure = code("plot()", drawn=True)
-    assert faults_of(project, title, hidden, imports, hidden, text, figure) == []
-    assert len(faults_of(project, title, text, text, figure)) == 1
-    assert len(faults_of(project, title, code("y = 1"), code("z = 1"), figure)) == 1
+    assert faults_of(project, title, hidden, imports, hidden, text, text, figure) == []
+    assert len(faults_of(project, title, text, text, text, figure)) == 1
+    assert len(faults_of(project, title, text, code("y = 1"), code("z = 1"), figure)) == 1
 
 
 def test_long_exported_cells_are_found(project):
     body = "\n".join(f"    x{i} = {i}  # a comment" for i in range(60))
     for directive in ("#| export", "#| exporti"):
-        found = faults_of(project, markdown(TITLE), code(f"{directive}\nclass Long:\n{body}"))
+        long = code(f"{directive}\nclass Long:\n{body}")
+        found = faults_of(project, markdown(TITLE), markdown(PICTURE), long)
         assert ["exported cell of Long has 61 lines" in fault for fault in found] == [True]
-    assert faults_of(project, markdown(TITLE), code(f"class Long:\n{body}")) == []
+    assert faults_of(project, markdown(TITLE), markdown(PICTURE), code(f"class Long:\n{body}")) == []
 
 
 def test_named_classes_may_be_longer_within_limits(project):
     def long_class(lines):
         return code("#| export\nclass Long:\n" + "    x = 1\n\n" * (lines - 1))
 
-    assert faults_of(project, markdown(TITLE), long_class(80), long_classes=["Long"]) == []
-    assert len(faults_of(project, markdown(TITLE), long_class(81), long_classes=["Long"])) == 1
+    opening = markdown(TITLE), markdown(PICTURE)
+    assert faults_of(project, *opening, long_class(80), long_classes=["Long"]) == []
+    assert len(faults_of(project, *opening, long_class(81), long_classes=["Long"])) == 1
 
 
 def test_long_classes_are_those_named_in_contributing(project):

@@ -1,14 +1,18 @@
 """What can be checked of the site without Quarto: `make docs` and tests/test_docs.py call this.
 
-    python tools/check_docs.py        (from the top level; exit code 1 and one line for each fault)
+    python tools/check_docs.py [--few]       (from the top level; exit code 1 and one line for each fault)
 
 nbdev processes a copy of the notebooks as it does for Quarto: imports and exported cells run, and the
 documentation of each function is made. Then these are checked:
 
 - every notebook is in the sidebar, in order; front matter has a title and a description
 - internal links, pictures and anchors exist; no notebook is named that is gone
-- every figure has a caption; no output is over 300 kB or names a folder of this machine
-- every public function has a docstring, and every parameter a comment"""
+- every figure has a caption; no output is over 300 kB, names a folder of this machine, or shows all 16 digits
+- pages of results open with their figure; no page makes Quarto load scripts from another host
+- every public function has a docstring, and every parameter a comment and a type that does not mislead
+
+Where pandoc and Chromium are installed, the pages are looked at (tools/look_at_pages.py): all of them, or
+with --few one of each kind."""
 import ast
 import json
 import os
@@ -20,12 +24,24 @@ import warnings
 from pathlib import Path
 from urllib.parse import unquote
 
+import look_at_pages
+import render_pages
 import yaml
-from finish_pages import anchors, mend_links, page_text
+from finish_pages import WIDGET, anchors, finish, mend_links, page_text
 
 LARGEST = 300_000      # bytes of an output of a notebook
 FIGURES = ("image/png", "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json")
-SKIPPED = (".*", "_proc", "_docs", "runs", "data", "build", "dist", "*.egg-info", "__pycache__")
+SKIPPED = (".*", "_proc", "_docs", "_pages", "runs", "data", "build", "dist", "*.egg-info", "__pycache__")
+
+# Pages that show results, and pages of each kind for a short look.
+RESULTS = re.compile(r"(?:22a?|23|51a?)_|studies/")
+FEW = ("index", "api", "20_training", "22_evaluation", "51_benchmarks", "tutorials/01_first_steps")
+
+# Outputs of these types make Quarto load scripts from another host.
+LOADED = ("text/html", "application/javascript", WIDGET)
+COLUMN = 88     # letters of code in a line of a page
+DIGITS = 8      # a number with as many significant digits is a raw one
+NUMBER = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.]|e[-+]?\d)|(?<![\w.])\d\.\d+e[-+]?\d+")
 
 # Folders of whoever ran the notebook.
 MACHINE = re.compile(r"(?<![\w./:-])/(?:home|root|tmp|work|workspace|mnt|Users|var|opt)/[\w.-]+")
@@ -212,6 +228,60 @@ def output_texts(output):
         if kind.startswith("text/"): yield value
 
 
+def significant_digits(number):
+    return len(number.partition("e")[0].replace(".", "").strip("0"))
+
+
+def opening_faults(page, notebook): # path, processed notebook -> faults
+    "A page of results shows its figure before code and diagrams of letters."
+    if not RESULTS.match(str(page)): return []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        hidden = re.search(r"^#\| *(?:echo: *false|code-fold: *true)", source, flags=re.M)
+        shows_code = "```" in source if cell["cell_type"] == "markdown" else cell["cell_type"] == "code"
+        if shows_code and not hidden:
+            return [f"{page}: code before the first figure, fold it (`#| code-fold: true`): {source[:60]!r}"]
+        drawn = any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+        if drawn or "![" in source: return []
+    return []
+
+
+def diagram_faults(page, notebook): # path, processed notebook -> faults
+    "Diagrams of letters that are wider than the column of a page; commands and code wrap."
+    faults = []
+    for cell in notebook["cells"]:
+        if cell["cell_type"] != "markdown": continue
+        blocks = re.findall(r"^```(.*)\n([^`]*)^```", "".join(cell["source"]), flags=re.M)
+        for language, block in blocks:
+            wide = [line for line in block.splitlines() if len(line) > COLUMN and not language]
+            if wide: faults.append(f"{page}: a diagram is wider than {COLUMN} letters: {wide[0][:60]!r}")
+    return faults
+
+
+def loading_faults(page, notebook): # path, finished notebook -> faults
+    "Outputs for which Quarto adds scripts of another host to the page."
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    found = sorted({kind for output in outputs for kind in output.get("data", {})} & set(LOADED))
+    if "widgets" in notebook["metadata"]: found.append("the state of widgets")
+    return [f"{page}: {kind} makes Quarto load scripts from another host" for kind in found]
+
+
+def finish_all(pages): # {path: processed notebook}, changed in place
+    for path, notebook in pages.items(): finish(notebook, len(path.parts) - 1)
+
+
+def seen_faults(pages, root, few=False): # {path: finished notebook}, folder of the project -> faults
+    "What a reader would see of the pages and of the drawings."
+    if look_at_pages.missing():
+        print("the pages were not looked at: install", look_at_pages.missing())
+        return []
+    chosen = {p: nb for p, nb in pages.items() if not few or p.with_suffix("").as_posix() in FEW}
+    with tempfile.TemporaryDirectory() as out:
+        paths = render_pages.render_site(chosen, front_matter, root / "nbs", Path(out))
+        if not few: paths += sorted((Path(out) / "images").glob("*.svg"))
+        return look_at_pages.look_faults(paths, out)
+
+
 def page_faults(page, notebook): # path, processed notebook -> faults
     "Title and description, captions of figures, sizes of outputs, folders of the machine in them."
     wanted = ("title", "description", "output-file")
@@ -224,6 +294,10 @@ def page_faults(page, notebook): # path, processed notebook -> faults
         for text in (text for output in outputs for text in output_texts(output)):
             folder = MACHINE.search("".join(text))
             if folder: faults.append(f"{page}: an output names {folder[0]}, a folder of the machine: {where}")
+        printed = " ".join("".join(text) for output in outputs for text in output_texts(output))
+        raw = [n for n in NUMBER.findall(printed) if significant_digits(n) >= DIGITS]
+        if raw: faults.append(f"{page}: an output has a raw number, {raw[0]}; round it: {where}")
+        if "NoneType" in printed: faults.append(f"{page}: a parameter without a type: {where}")
         drawn = any(kind in output.get("data", {}) for output in outputs for kind in FIGURES)
         if drawn and "fig-cap:" not in code: faults.append(f"{page}: a figure has no fig-cap: {where}")
     return faults
@@ -310,24 +384,32 @@ def documentation_faults(root): # -> faults
     return faults
 
 
-def all_faults(root): # -> faults
-    "Everything, of the project at `root`."
+def processed_pages(root): # -> {path: notebook}, faults
     with tempfile.TemporaryDirectory() as out:
         folder, faults = process(root, Path(out))
         paths = sorted(folder.rglob("*.ipynb"))
         pages = {p.relative_to(folder): json.loads(p.read_text(encoding="utf-8")) for p in paths}
     mend_links(pages)      # as the site does
+    return pages, faults
+
+
+def all_faults(root, few=False): # -> faults
+    "Everything, of the project at `root`."
+    pages, faults = processed_pages(root)
     settings = (root / "settings.ini").read_text(encoding="utf-8")
     config = dict(re.findall(r"^(doc_host|doc_baseurl) = (\S+)", settings, flags=re.M))
     for check in (sidebar_faults, readme_faults, mixed_faults, gone_faults, documentation_faults):
         faults += check(root)
     faults += link_faults(pages, root, config["doc_host"] + config["doc_baseurl"])
-    for page, notebook in pages.items(): faults += page_faults(page, notebook)
-    return faults
+    for check in (page_faults, opening_faults, diagram_faults):
+        for page, notebook in pages.items(): faults += check(page, notebook)
+    finish_all(pages)
+    for page, notebook in pages.items(): faults += loading_faults(page, notebook)
+    return faults + seen_faults(pages, root, few)
 
 
 if __name__ == "__main__":
-    faults = all_faults(Path.cwd())
+    faults = all_faults(Path.cwd(), "--few" in sys.argv)
     for fault in faults: print(fault)
     in_order = "the site's pages, links and documentation are in order"
     print(f"{len(faults)} faults in the site" if faults else in_order)

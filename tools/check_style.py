@@ -2,7 +2,7 @@
 
     python tools/check_style.py [nbs/10_packing.ipynb ...]     (none: the whole project)
 
-Notebooks: a title and one line of purpose, a picture within the first three cells that a reader sees, short
+Notebooks: a title and one line of purpose, a picture within the next three cells that a reader sees, short
 exported cells. Package: no module imports from a floor above its own. README: at most 700 words.
 Ruff checks the width of lines (ruff.toml)."""
 import ast
@@ -24,7 +24,7 @@ README_WORDS = 700
 # listed before it.
 FLOORS = [
     ["common", "style"],
-    ["geometry", "direction", "pulses", "engine.distributed"],
+    ["geometry", "direction", "pulses", "display_page", "engine.distributed"],
     ["io.kaggle", "io.bad_events", "io.prepared", "io.frames", "io.writing", "io.i3", "io.graphnet",
      "io.convert"],
     ["data", "engine.prepare", "display", "line_fit"],
@@ -84,11 +84,11 @@ def notebook_faults(path, root, long_classes):
     "What is wrong with one notebook, and the lengths of its exported cells."
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     name, faults, lengths = path.relative_to(root).as_posix(), [], []
-    if not re.match(r"# .+\n+> .+", source(cells[0])):
-        faults.append(f"{name}: must open with `# title` and `> one line`")
-    visible = [c for c in cells if seen(c)][:3]
+    if not re.fullmatch(r"# .+\n+> .+\n*", source(cells[0])):
+        faults.append(f"{name}: must open with a cell of `# title` and `> one line` only")
+    visible = [c for c in cells[1:] if seen(c)][:3]
     if not any(has_picture(c) for c in visible):
-        faults.append(f"{name}: no picture within the first three cells")
+        faults.append(f"{name}: no picture within the first three cells below the title")
     for cell in cells:
         if not is_export(cell) or only_imports(cell): continue
         n = len(code_lines(cell))

@@ -1,7 +1,9 @@
 """Pages as the site shows them, without a network: Quarto runs this in the folder of the processed notebooks.
 
 Quarto leaves out outputs of plotly's own type. Here each gets an HTML form; plotly's script is written once,
-next to the pages. Widgets need a kernel: the site says so in their place.
+next to the pages. Widgets need a kernel: the site says so in their place. A page with an output of type
+text/html (as each table of pandas has) or a widget makes Quarto load scripts from another host. Therefore
+HTML becomes a block of Markdown. Signatures of functions are folded below what they do.
 Links that nbdev put inside code are removed. Links to functions that a page does not document (those that the
 package keeps to itself) lead to the page."""
 import json
@@ -13,7 +15,6 @@ import plotly.io
 from plotly.offline import get_plotlyjs
 
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
-WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 SCRIPT = "plotly.min.js"
 
 
@@ -33,6 +34,22 @@ def unlink_code(text):
         return re.sub(r"\[(`[^`]+`)\]\([^)]+\)", r"\1", block[0])
 
     return re.sub(r"^```.*?^```", without_links, text, flags=re.S | re.M)
+
+
+def as_markdown(html):
+    "HTML as the block of Markdown that Quarto makes of it."
+    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", html)), default=0))
+    return f"{ticks}{{=html}}\n{html.strip()}\n{ticks}\n"
+
+
+def fold_signature(text):
+    "The documentation of a function: first what it does, then its signature, folded."
+    found = re.search(r"(?<=\n)```python\n(?:def|class) .*?^```\n", text, flags=re.S | re.M)
+    head = text[:found.start()] if found else ""
+    if "[source](" not in head or "<details" in head: return text
+    signature = found[0].replace("__main__.", "")      # where nbdev runs the cells
+    folded = f'\n\n<details class="signature"><summary>Signature</summary>\n\n{signature}\n</details>\n'
+    return text[:found.start()] + text[found.end():].strip() + folded
 
 
 def page_text(notebook): # -> str
@@ -87,21 +104,23 @@ def mend_links(notebooks): # {path: processed notebook}, changed in place
 
 def page_data(data, depth): # data of an output, folders between its page and the script
     "The data in a form that a page can show; None where they need no change."
-    if PLOTLY in data and "text/html" not in data: return {"text/html": figure_html(data[PLOTLY], depth)}
+    html = "".join(data.get("text/html", ""))
+    if PLOTLY in data and not html: html = figure_html(data[PLOTLY], depth)
+    if html: return {"text/markdown": as_markdown(html)}
     if WIDGET in data: return {"text/markdown": "*Interactive: open this notebook in JupyterLab.*"}
     text = "".join(data.get("text/markdown", ""))
-    plain = unlink_code(text)
+    plain = fold_signature(unlink_code(text))
     return {"text/markdown": plain} if plain != text else None
 
 
 def finish(notebook, depth=0): # dict, folders between its page and the script
     "Give outputs a form that a page can show; True if the notebook changed."
-    widgets = notebook["metadata"].get("widgets", {}).get(WIDGET_STATE, {})
-    changed = not widgets.get("state", True)
-    # An empty state would make Quarto load the widgets' scripts from the network.
-    if changed: del notebook["metadata"]["widgets"]
+    changed = notebook["metadata"].pop("widgets", None) is not None      # widgets need a kernel
     for cell in notebook["cells"]:
-        for output in cell.get("outputs", []):
+        outputs = cell.get("outputs", [])
+        shown = [output for output in outputs if output.get("data", True)]      # Quarto warns of empty ones
+        if len(shown) < len(outputs): cell["outputs"], changed = shown, True
+        for output in shown:
             data = page_data(output.get("data", {}), depth)
             if data is None: continue
             output["data"], changed = data, True

@@ -155,7 +155,7 @@ def _is_stale(path, source) -> bool: # source: from `source_facts`
 def prepare(
     root, # data set in the Kaggle layout
     out, # folder to write; what is finished there is kept
-    batch_ids=None, # files, None: all
+    batch_ids:list | None=None, # files, None: all
     split:str="train",
     check:bool=False, # compare every event with the source
     progress:bool=True,

@@ -103,9 +103,9 @@ def _is_parquet(path):
 # %% ../../nbs/47a_convert.ipynb #8b8a998d
 def read_events(
     path, # file or folder
-    geometry=None, # Geometry, or what `load_geometry` takes; None: IceCube-86
+    geometry:Geometry|str|Path|None=None, # or what `load_geometry` takes; None: IceCube-86
     pulsemap:str|None=None, # i3: key; GraphNeT: table; None: the usual ones
-    truth=None, # file with event_id, azimuth, zenith [rad]; False: leave the file's own truth aside
+    truth:str|Path|bool|None=None, # file with event_id, azimuth, zenith [rad]; False: no truth at all
     only_known_doms:bool=False, # leave out pulses of modules that the detector has not, and count them
 ): # yields (name, pulses, truth or None)
     "Pulses and truth of a file of any known format, in pieces that fit into memory."
@@ -145,7 +145,7 @@ def _usual_map(path, tables) -> str:
 def convert(
     paths, # a file or folder, or several
     out, # folder to write; a data set of the same detector grows
-    geometry=None, # Geometry, or what `load_geometry` takes; None: IceCube-86
+    geometry:Geometry|str|Path|None=None, # or what `load_geometry` takes; None: IceCube-86
     on_bad_event:str="error", # or "skip": leave bad events out and list them in skipped.csv
     progress:bool=False, # show a bar
     **options, # of `read_events`

@@ -183,11 +183,11 @@ def _not_numbered(folder, *files) -> str: # a message
             f"name the files {folder.name}_0.parquet, {folder.name}_1.parquet, ..., "
             "those of the same events alike (GraphNeT's ParquetWriter.merge_files does so)")
 
-# %% ../../nbs/46_graphnet.ipynb #680c4c43
+# %% ../../nbs/46_graphnet.ipynb #m0000027
 def convert_graphnet(
     path, # a .db of SQLite, or the folder of the merged Parquet files
     out, # folder to write; a data set of the same detector grows
-    geometry=None, # Geometry, or what `load_geometry` takes; None: IceCube-86
+    geometry:Geometry | str | Path | None=None, # or what `load_geometry` takes; None: IceCube-86
     pulsemap:str="SplitInIcePulses", # table of pulses
     truth_table:str|None="truth", # None: recorded data, which become the test split
     events_per_file:int=200_000, # of a batch file (SQLite; Parquet keeps its files)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Callable
 from operator import index
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def in_prepared_form(files:dict) -> bool: # from `batch_files`
 
 # %% ../../nbs/40_kaggle_files.ipynb #86d75975
 def find_batches(
-    root=None, # folder of the data set; None: $ICEAGGR_DATA
+    root:str | Path | None=None, # folder of the data set; None: $ICEAGGR_DATA
     split:str="train", # or "test"
 ) -> list: # of int, ascending
     "Numbers of the batch files of a split."
@@ -457,7 +458,7 @@ def read_pulses(
     event_id, # (B,) requested events
     first, # (B,) their first row
     last, # (B,) their last row
-    progress=None, # called with the number of rows of each piece
+    progress:Callable | None=None, # called with the number of rows of each piece
 ) -> Pulses: # events in the order of event_id
     "Decode, check and sort the pulses of some events of a batch file."
     file, order = open_parquet(path, PULSE_COLUMNS), np.argsort(first, kind="stable")

@@ -17,6 +17,7 @@ from ..augmentation import grid_motions, moved_sensors
 from ..common import progress_bar
 from ..engine.loading import packed_batch
 from ..features import FourierFeatures
+from ..geometry import Geometry
 from ..model import HierarchicalTransformer, prediction_table
 from ..packing import to_device
 from ..pulses import cut_batches
@@ -24,7 +25,7 @@ from ..pulses import cut_batches
 # %% ../../nbs/studies/ablations.ipynb #1678bdb0
 class WithoutFourier(HierarchicalTransformer):
     "Times, charges and positions enter once, scaled, without sines and cosines."
-    def __init__(self, settings="small", geometry=None):
+    def __init__(self, settings="small", geometry:Geometry | None=None):
         super().__init__(settings, geometry)
         for module in self.modules():
             if isinstance(module, FourierFeatures): module.amplitude.zero_()
@@ -38,14 +39,14 @@ def _silence(layer:nn.Linear):
 # %% ../../nbs/studies/ablations.ipynb #636fe415
 class WithoutMoments(HierarchicalTransformer):
     "DOMs have no position in time and space relative to the centre of the event."
-    def __init__(self, settings="small", geometry=None):
+    def __init__(self, settings="small", geometry:Geometry | None=None):
         super().__init__(settings, geometry)
         _silence(self.t2.encoder.moments)
 
 # %% ../../nbs/studies/ablations.ipynb #2b5d0fa1
 class WithoutVertex(HierarchicalTransformer):
     "DOMs have no position relative to the vertex estimate."
-    def __init__(self, settings="small", geometry=None):
+    def __init__(self, settings="small", geometry:Geometry | None=None):
         super().__init__(settings, geometry)
         _silence(self.t2.encoder.source)
 

@@ -18,7 +18,7 @@ from ..direction import vector_to_angles
 from ..dom_transformer import pulses_by_dom
 from ..event_transformer import EventTransformer
 from ..features import PulseEncoder, log_charge
-from ..geometry import SPEED_OF_LIGHT
+from ..geometry import SPEED_OF_LIGHT, Geometry
 from ..line_fit import line_fit
 from ..model import HierarchicalTransformer
 from ..packing import batch_event_times
@@ -92,7 +92,7 @@ class EarliestDOMs(EventTransformer):
 # %% ../../nbs/studies/baselines.ipynb #8abc2553
 class FlatTransformer(HierarchicalTransformer):
     "First pulses of the earliest DOMs, concatenated, and one transformer; used like the hierarchy."
-    def __init__(self, settings="small", geometry=None):
+    def __init__(self, settings="small", geometry:Geometry | None=None):
         super().__init__(settings, geometry)
         s = self.settings
         self.t1 = FirstPulses(s.dom_d_model, max_seq_len=s.max_seq_len)
@@ -124,7 +124,7 @@ class PlainPositions(nn.Module):
 # %% ../../nbs/studies/baselines.ipynb #befc4b54
 class PlainFlatTransformer(FlatTransformer):
     "A flat transformer with plain inputs."
-    def __init__(self, settings="small", geometry=None):
+    def __init__(self, settings="small", geometry:Geometry | None=None):
         super().__init__(settings, geometry)
         self.t1.encoder = PlainPulses(self.t1.encoder.proj.out_features)
         self.t2.encoder = PlainPositions(self.settings.event_d_model)

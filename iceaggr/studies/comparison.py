@@ -30,7 +30,7 @@ def _merge_truth(meta:pd.DataFrame, path:Path) -> pd.DataFrame: # one row per ev
 # %% ../../nbs/studies/simulation_against_ppc.ipynb #e2f061b0
 def read_with_truth(
     root, # folder in the Kaggle layout with truth.parquet
-    batch_ids=None, # numbers of the files; None: all
+    batch_ids:list | None=None, # numbers of the files; None: all
 ) -> tuple: # pulses: event (from 0), sensor_id, time, charge, auxiliary; truth: one row per event
     "Pulses and truth of a data set that has both."
     root = Path(root)

@@ -89,7 +89,7 @@ def accumulator(x, c):
             parts.append(rectangle(x + 16 + 21 * k, y, 17, 22, colours[k] if filled else c["page"],
                                    "none" if filled else c["line"]))
         if expected == len(colours):
-            parts.append(text(x + 158, y + 16, "✓", GREEN, 15, weight="bold"))
+            parts.append(text(x + 158, y + 16, "✓", c["ink"], 15, weight="bold"))
     return parts
 
 
