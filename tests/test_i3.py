@@ -16,7 +16,7 @@ import pytest
 from iceaggr.common import DataError
 from iceaggr.geometry import Geometry
 from iceaggr.io.frames import frame_to_events
-from iceaggr.io.i3 import i3_events, i3_frames, i3_geometry, read_i3
+from iceaggr.io.i3 import _crc32c, i3_events, i3_frames, i3_geometry, read_i3
 
 GENIE, UPGRADE = "oscNext_genie_level7_v02_first_5_frames", "upgrade_genie_step4_140028_000998_first_5_frames"
 TRUTH = ["azimuth", "zenith", "energy", "position_x", "position_y", "position_z", "pid", "interaction_type"]
@@ -310,6 +310,17 @@ def test_events_that_share_a_number_are_kept_apart(tmp_path):
     assert pulses.groupby("event_id").size().tolist() == [3, 3, 3] and (pulses.run_id == 1).all()
 
 
+def test_splits_without_an_event_in_the_ice_are_passed_over(tmp_path):
+    frames = [i3.frame("Q", {"InIcePulses": i3.pulse_map(SERIES)})]
+    for k, stream in enumerate(("NullSplit", "InIceSplit", "IceTopSplit", "ice_top", "InIceSplit")):
+        objects = {"SplitInIcePulses": i3.mask("InIcePulses", [1, 0], [[k == 1, 1]])} if k in (1, 4) else {}
+        frames.append(i3.frame("P", {"I3EventHeader": i3.header(1, 2, k, stream), **objects}))
+    path = write(tmp_path / "a.i3", *frames)
+    for name, n in ((None, [2, 1]), ("InIcePulses", [3, 3])):
+        pulses, truth = read_i3(path, name)
+        assert truth.sub_event.tolist() == [1, 4] and pulses.groupby("event_id").size().tolist() == n
+
+
 def test_pulse_map_that_is_named_wrongly(tmp_path):
     path = write(tmp_path / "a.i3", physics(Mine=i3.pulse_map(SERIES)))
     for name in ("Yours", None):
@@ -332,6 +343,13 @@ def test_checksums(tmp_path, version):
     write(path, physics(), i3.frame("P", objects, version, checksum=1))
     with pytest.raises(DataError, match="frame 1: its checksum is wrong.*1 frame before it was whole"):
         list(i3_frames(path))
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 63, 64, 65, 128, 500])
+def test_checksum_in_blocks_equals_the_definition(monkeypatch, n):
+    monkeypatch.setattr("iceaggr.io.i3._BLOCK", 64)
+    data = np.random.default_rng(n).bytes(n)
+    assert _crc32c(data) == i3.crc32c(data)
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".bz2"])

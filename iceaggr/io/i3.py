@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['USUAL_PULSES', 'I3Frame', 'i3_frames', 'I3Tree', 'i3_geometry', 'I3Pulses', 'I3Mask', 'i3_events', 'read_i3']
 
-# %% ../../nbs/47_i3.ipynb #afd5c64d
+# %% ../../nbs/47_i3.ipynb #3dafb6af
 import binascii
 import bz2
 import gzip
@@ -23,10 +23,10 @@ import pandas as pd
 from ..common import DataError, plural, shorten
 from ..geometry import DOMS_PER_STRING, N_SENSORS, N_STRINGS
 
-# %% ../../nbs/47_i3.ipynb #2846092a
+# %% ../../nbs/47_i3.ipynb #ab3e944b
 class _Unreadable(ValueError): "What is wrong with some bytes; who catches it adds where."
 
-# %% ../../nbs/47_i3.ipynb #7dac85e7
+# %% ../../nbs/47_i3.ipynb #377bf936
 def _open(path): # a binary file that reads uncompressed bytes
     "Open a file by its first bytes: gzip, bzip2, Zstandard or plain."
     path = Path(path)
@@ -38,7 +38,7 @@ def _open(path): # a binary file that reads uncompressed bytes
     if start == b"[i3]": return path.open("rb")
     raise DataError(f"{path}: not an i3 file; it begins with {start!r} in place of [i3]")
 
-# %% ../../nbs/47_i3.ipynb #8c2e605c
+# %% ../../nbs/47_i3.ipynb #29ff6280
 def _open_zstd(path):
     try:
         import zstandard
@@ -47,7 +47,7 @@ def _open_zstd(path):
                         "with `zstd -d`") from None
     return zstandard.open(path)
 
-# %% ../../nbs/47_i3.ipynb #1a6edef1
+# %% ../../nbs/47_i3.ipynb #122e076f
 _LARGEST = 2**30        # bytes of an object; IceTray's own limit is 4 times higher
 _SHORT, _LONG = struct.Struct("<I"), struct.Struct("<Q")
 
@@ -81,7 +81,7 @@ class _Input:
         if not self.data: self.data += self.file.read(1 << 20)
         return bool(self.data)
 
-# %% ../../nbs/47_i3.ipynb #847a1a56
+# %% ../../nbs/47_i3.ipynb #2bfb79dc
 @cache
 def _crc_table(level:int) -> np.ndarray: # (4, 256) uint32
     "Where each value of each byte of a word goes when the CRC moves on by 2^level words."
@@ -90,7 +90,7 @@ def _crc_table(level:int) -> np.ndarray: # (4, 256) uint32
     for _ in range(32): word = word >> 1 ^ (word & 1) * np.uint32(0x82F63B78)     # Castagnoli's polynomial
     return word
 
-# %% ../../nbs/47_i3.ipynb #b0aef74d
+# %% ../../nbs/47_i3.ipynb #1681f6ce
 def _move_on(part, level): # (..., 4) uint8, the bytes of words
     "CRCs after 2^level words of zeros."
     a, b, c, d = _crc_table(level)
@@ -98,17 +98,28 @@ def _move_on(part, level): # (..., 4) uint8, the bytes of words
 
 def _as_bytes(word, *shape): return word.view(np.uint8).reshape(*shape, 4)
 
-# %% ../../nbs/47_i3.ipynb #6023624e
+# %% ../../nbs/47_i3.ipynb #025a131a
+_BLOCK = 2**18     # bytes at once, a multiple of 4
+
 def _crc32c(data:bytes) -> int: # starts at 0, without the usual inversions
-    "CRC-32C as IceTray computes it."
-    word, level = np.frombuffer(bytes(-len(data) % 4) + data, "<u4"), 0     # zeros in front change nothing
+    "CRC-32C as IceTray computes it. The CRC so far is added to the first word of the next block."
+    crc, start = 0, 0
+    for end in range(len(data) % _BLOCK or _BLOCK, len(data) + 1, _BLOCK):
+        zeros = bytes((start - end) % 4)     # in front, where they change nothing
+        word = np.frombuffer(zeros + data[start:end], "<u4").copy()
+        word[0] ^= np.uint32(crc)
+        crc, start = _crc_block(word), end
+    return crc
+
+def _crc_block(word) -> int: # word: (n,) uint32
+    level = 0
     while len(word) > 1:
         if len(word) % 2: word = np.append(np.uint32(0), word)
         word = _move_on(_as_bytes(word, -1, 2)[:, 0], level) ^ word[1::2]
         level += 1
     return int(_move_on(_as_bytes(word, -1), 0)[0])
 
-# %% ../../nbs/47_i3.ipynb #2c9fe828
+# %% ../../nbs/47_i3.ipynb #4f012c7a
 _HEAD = struct.Struct("<4sIBB")     # tag, version, and the preamble of the class of the letter
 _STOP = struct.Struct("<cI")        # letter, number of objects
 
@@ -136,7 +147,7 @@ def _objects(body, start, places, where) -> dict: # key -> _Object
         found[key] = _Object(body[c - start:d - start], f"{where}, key {key}")
     return found
 
-# %% ../../nbs/47_i3.ipynb #9373f165
+# %% ../../nbs/47_i3.ipynb #f948775e
 class _Object:
     "The bytes of an object, and its value once it is decoded."
     def __init__(self, data, where): self.data, self.where, self.known = data, where, None
@@ -156,7 +167,7 @@ class _Object:
             if isinstance(e, struct.error): e = "its bytes end too early: the file is damaged"
             raise DataError(f"{self.where}: {e}") from None
 
-# %% ../../nbs/47_i3.ipynb #ad5d7a70
+# %% ../../nbs/47_i3.ipynb #980847ae
 class I3Frame(Mapping):
     "The objects of a frame by key. An object is decoded when it is first asked for."
     def __init__(self,
@@ -184,7 +195,7 @@ class I3Frame(Mapping):
         "A pulse map, its masks and unions applied."
         return _resolve(self, key)
 
-# %% ../../nbs/47_i3.ipynb #9511dbc3
+# %% ../../nbs/47_i3.ipynb #cac916ae
 def i3_frames(
     path, # of an i3 file, perhaps compressed (gz, bz2, zst)
     stops:str="P", # letters of the frames to give
@@ -204,7 +215,7 @@ def i3_frames(
             if stop in stops: yield I3Frame(f"{path}: frame {number}", stop, _merge(stop, objects, parents))
             number += 1
 
-# %% ../../nbs/47_i3.ipynb #f42195df
+# %% ../../nbs/47_i3.ipynb #92846c85
 def _merge(stop, objects, parents): # key -> _Object; letter -> the same
     "The objects that a frame shows."
     merged = dict(objects)
@@ -213,7 +224,7 @@ def _merge(stop, objects, parents): # key -> _Object; letter -> the same
         for key, value in lent.items(): merged.setdefault(key, value)
     return merged
 
-# %% ../../nbs/47_i3.ipynb #3f49b023
+# %% ../../nbs/47_i3.ipynb #9d11a724
 _PREAMBLE, _struct = struct.Struct("<BB"), cache(lambda code: struct.Struct("<" + code))
 
 class _Bytes:
@@ -238,7 +249,7 @@ class _Bytes:
 
     def text(self): return self.array(np.uint8, self.count()).tobytes().decode(errors="replace")
 
-# %% ../../nbs/47_i3.ipynb #a50baef1
+# %% ../../nbs/47_i3.ipynb #fc4dad11
 def _reference(number, expected): # an error
     return _Unreadable(f"object {number} in place of {expected}: references to earlier objects are not known")
 
@@ -251,7 +262,7 @@ def _too_many(n, left): # an error
     return _Unreadable(f"{n:,} items are announced where {max(left, 0):,} bytes are left: "
                        "the file is damaged")
 
-# %% ../../nbs/47_i3.ipynb #4a211bce
+# %% ../../nbs/47_i3.ipynb #939a085c
 class _Archive(_Bytes):
     "The bytes of an object and of the objects inside it."
     def __init__(self, data):
@@ -285,7 +296,7 @@ class _Archive(_Bytes):
         self.number("h")     # class number, which has no use here
         return self.text()
 
-# %% ../../nbs/47_i3.ipynb #40bcabb7
+# %% ../../nbs/47_i3.ipynb #40270eaf
 _BASE = "I3FrameObject"     # the base class of most
 _VERSIONS = {     # of each class, as far as they are known; all others: 0
     "shared_ptr": (1,), "OMKey": (0, 1, 2), "I3RecoPulse": (2, 3), "I3SuperDST": (1,),
@@ -309,7 +320,7 @@ def _decode(archive, name):
     if left and name != "I3Geometry": raise _Unreadable(f"{left:,} bytes are left over of class {name}")
     return value
 
-# %% ../../nbs/47_i3.ipynb #73959254
+# %% ../../nbs/47_i3.ipynb #2537a7b8
 def _plain(name, value): # class; function of an _Archive
     "Decode a class that holds one value."
     def read(archive):
@@ -335,7 +346,7 @@ for _name, _value in dict(Double=_read_double, Int=_read_int, Bool=_read_flag).i
     _plain(f"I3MapString{_name}", lambda archive, value=_value: _read_map(archive, value))
 _plain("I3String", _Archive.text)
 
-# %% ../../nbs/47_i3.ipynb #1a7dbbfa
+# %% ../../nbs/47_i3.ipynb #6cc98511
 _MIDYEAR_LEAPS = {2012: 182, 2015: 181}     # year: days to July, which began after a leap second
 
 def _utc(year, tenths) -> np.datetime64: # [ns]
@@ -351,7 +362,7 @@ def _time(archive):
     archive.begin("I3Time")
     return _utc(*archive.read(_struct("iq")))
 
-# %% ../../nbs/47_i3.ipynb #4c2e761a
+# %% ../../nbs/47_i3.ipynb #aedc50d5
 @_decodes("I3EventHeader")
 def _event_header(archive) -> dict:
     "Who and when an event is."
@@ -364,7 +375,7 @@ def _event_header(archive) -> dict:
     header["stream"] = archive.text() if version > 2 else ""
     return header | dict(start_time=_time(archive), end_time=_time(archive))
 
-# %% ../../nbs/47_i3.ipynb #327aaa06
+# %% ../../nbs/47_i3.ipynb #77940467
 _PARTICLE = [     # inside the first particle, each of `object` and `base` comes after a preamble
     ("object", "<u4"), ("base", "<u4"), ("minor", "<i4"), ("major", "<u8"), ("pid", "<i4"), ("shape", "<i4"),
     ("status", "<i4"), ("pos_object", "<u4"), ("pos_base", "<u4"), ("position", "<f8", 3),
@@ -383,7 +394,7 @@ def _first_particle(archive) -> np.ndarray: # (1,) of _PARTICLE
         else: particle[name] = archive.array((code, particle[name].shape[1:]), 1)
     return particle
 
-# %% ../../nbs/47_i3.ipynb #d39a56ea
+# %% ../../nbs/47_i3.ipynb #ad2bce45
 def _particles(archive, n, extra=()): # extra: fields after each particle. Returns (n,) array
     "Particles in a row."
     if not n: return np.zeros(0, [*_PARTICLE, *extra])
@@ -402,7 +413,7 @@ def _particles(archive, n, extra=()): # extra: fields after each particle. Retur
     particles["pid"] = _pdg_codes(particles["pid"], archive.preamble("I3Particle")[1])
     return particles
 
-# %% ../../nbs/47_i3.ipynb #968e85ea
+# %% ../../nbs/47_i3.ipynb #aa8b710c
 _OLD_CODES = {     # version 3
     1: 22, 2: -11, 3: 11, 5: -13, 6: 13, 7: 111, 8: 211, 9: -211, 10: 130, 11: 321, 12: -321, 13: 2112,
     14: 2212, 15: -2212, 16: 310, 66: 12, 67: -12, 68: 14, 69: -14, 131: -15, 132: 15, 133: 16, 134: -16,
@@ -415,7 +426,7 @@ _OLDEST_CODES = {     # version 2
     **{k: -2000000000 - k for k in (1001, 1002, 1003, 1004, 1005, 1006)},
 }
 
-# %% ../../nbs/47_i3.ipynb #31f30a26
+# %% ../../nbs/47_i3.ipynb #7865f743
 def _pdg_codes(code, version): # (n,)
     "The codes of the Particle Data Group."
     if version >= 5: return code
@@ -425,13 +436,13 @@ def _pdg_codes(code, version): # (n,)
 def _nucleus(code): # 100 A + Z
     return 1_000_000_000 + code % 100 * 10_000 + code // 100 * 10 if 302 <= code < 9_900 else 0
 
-# %% ../../nbs/47_i3.ipynb #cc5c4c22
+# %% ../../nbs/47_i3.ipynb #92d6aaaa
 class I3Tree(NamedTuple):
     "The particles of a simulated event, depth first."
     particles: np.ndarray   # (n,) structured: pid (PDG), position [m], zenith, azimuth [rad], energy [GeV] ..
     parent: np.ndarray      # (n,) number of the parent, -1: a primary
 
-# %% ../../nbs/47_i3.ipynb #f30b0c5b
+# %% ../../nbs/47_i3.ipynb #984760e8
 def _tree_by_counts(archive) -> I3Tree: # version 0
     roots, size = archive.number("I"), np.dtype(_PARTICLE).itemsize + 4
     n = (len(archive.data) - archive.at) // size if roots else 0     # the tree is all that follows
@@ -446,7 +457,7 @@ def _tree_by_counts(archive) -> I3Tree: # version 0
     if waiting and roots or len(parent) != n: raise _Unreadable("the tree of particles does not close")
     return I3Tree(particles, np.array(parent, np.int64))
 
-# %% ../../nbs/47_i3.ipynb #07f6a591
+# %% ../../nbs/47_i3.ipynb #9bd9884c
 _BITS = 65_535     # of a part of a tree, at most
 
 def _tree_by_bits(archive) -> I3Tree: # version 1
@@ -461,7 +472,7 @@ def _tree_by_bits(archive) -> I3Tree: # version 1
     if not parts: return I3Tree(_particles(archive, 0), np.zeros(0, np.int64))
     return I3Tree(np.concatenate(parts), _parents(np.concatenate(bits).tolist()))
 
-# %% ../../nbs/47_i3.ipynb #3ee64a62
+# %% ../../nbs/47_i3.ipynb #4b9b3fca
 def _parents(bits:list) -> np.ndarray: # (n,) int64
     "Parents from the links to first child and next sibling."
     parent, now, child = [], -1, True     # child: the bit is of the first child of `now`, else of its sibling
@@ -473,7 +484,7 @@ def _parents(bits:list) -> np.ndarray: # (n,) int64
         elif now >= 0: now = parent[now]
     return np.array(parent, np.int64)
 
-# %% ../../nbs/47_i3.ipynb #d054dc6f
+# %% ../../nbs/47_i3.ipynb #6b675252
 @_decodes("I3MCTree")
 def _tree(archive) -> I3Tree:
     version = archive.begin("I3MCTree")
@@ -488,7 +499,7 @@ def _particle_vector(archive): # (n,) of _PARTICLE
     archive.enter("vector")
     return _particles(archive, archive.count())
 
-# %% ../../nbs/47_i3.ipynb #c8f8d274
+# %% ../../nbs/47_i3.ipynb #fbd7444d
 _KEY, _OLD_KEY = struct.Struct("<iIB"), struct.Struct("<iI")
 
 def _om_key(archive) -> tuple: # string, module, PMT
@@ -518,7 +529,7 @@ def _om_position(archive) -> tuple: # x, y, z [m]
     else: archive.read(_struct("iidd"))     # orientation, type, area, angle
     return position
 
-# %% ../../nbs/47_i3.ipynb #56c40f09
+# %% ../../nbs/47_i3.ipynb #abab8883
 def i3_geometry(
     path, # of an i3 file with a G frame, such as a GCD file
 ) -> np.ndarray: # (5160, 3) x, y, z [m], in order of `sensor_id`
@@ -537,21 +548,21 @@ def i3_geometry(
                         "season with 86 strings")
     return xyz
 
-# %% ../../nbs/47_i3.ipynb #888e1025
+# %% ../../nbs/47_i3.ipynb #6ec10bbe
 def _sensor_ids(key) -> np.ndarray: # key: (D, 3) string, module, PMT. Returns (D,), -1: none of IceCube-86
     "Numbers of the sensors."
     string, module, pmt = np.asarray(key, np.int64).reshape(-1, 3).T
     known = (string >= 1) & (string <= N_STRINGS) & (module >= 1) & (module <= DOMS_PER_STRING) & (pmt == 0)
     return np.where(known, (string - 1) * DOMS_PER_STRING + module - 1, -1)
 
-# %% ../../nbs/47_i3.ipynb #2a52428f
+# %% ../../nbs/47_i3.ipynb #f55c80e6
 class I3Pulses(NamedTuple):
     "A pulse map, flat."
     key: np.ndarray      # (D, 3) string, module, PMT, ascending
     count: np.ndarray    # (D,) pulses of each
     pulse: np.ndarray    # (P,) structured: time [ns], charge [p.e.], width [ns], flags (1: local coincidence)
 
-# %% ../../nbs/47_i3.ipynb #4404af74
+# %% ../../nbs/47_i3.ipynb #f1ef4913
 _PULSE = [("time", "<f8"), ("charge", "<f4"), ("width", "<f4"), ("flags", "u1")]
 
 @_decodes("I3RecoPulseSeriesMap")
@@ -571,7 +582,7 @@ def _pulse_map(archive) -> I3Pulses:
     pulse = _gather_pulses(archive, series, count[count > 0]) if series else np.zeros(0, _PULSE)
     return I3Pulses(np.array(keys, np.int64).reshape(-1, 3), count, pulse)
 
-# %% ../../nbs/47_i3.ipynb #72a94c9f
+# %% ../../nbs/47_i3.ipynb #ad02d0fc
 def _dom(archive) -> tuple: # key, number of pulses
     "What stands before the pulses of a DOM."
     archive.enter("pair")
@@ -588,7 +599,7 @@ def _usual_dom(archive) -> tuple: # the same, in one go
     archive.numbered += 1
     return key, n
 
-# %% ../../nbs/47_i3.ipynb #5b6abec9
+# %% ../../nbs/47_i3.ipynb #c446c8cd
 @cache
 def _stored_pulse(numbered, version) -> np.dtype: # of a pulse in the archive
     time = [("time", "<f8" if version == 3 else "<f4")]
@@ -602,7 +613,7 @@ def _pass_pulses(archive, n) -> tuple: # where the pulses begin, number of the f
     if archive.at > len(archive.data): raise _too_many(n, len(archive.data) - start)
     return start, first
 
-# %% ../../nbs/47_i3.ipynb #198b0016
+# %% ../../nbs/47_i3.ipynb #e94faf89
 def _gather_pulses(archive, series, count) -> np.ndarray: # (P,) of _PULSE
     "The pulses of all DOMs."
     stored, (start, first) = _stored_pulse(*archive.classes["I3RecoPulse"]), np.array(series, np.int64).T
@@ -614,7 +625,7 @@ def _gather_pulses(archive, series, count) -> np.ndarray: # (P,) of _PULSE
     for name, _ in _PULSE: pulse[name] = found[name]
     return pulse
 
-# %% ../../nbs/47_i3.ipynb #e0b0be20
+# %% ../../nbs/47_i3.ipynb #937561d7
 def _long_stamps(word, header, is_top): # (N,), (R,) uint16; (R,) bool: IceTop
     "Which words are stamps, and what the others add to time and charge of the stamp before them."
     full = np.flatnonzero(((word & 255) == 255) | ((word >> 8 & 63) == 63)).tolist()
@@ -636,7 +647,7 @@ def _long_stamps(word, header, is_top): # (N,), (R,) uint16; (R,) bool: IceTop
             hidden += words[j] >> 15
     return is_stamp, more
 
-# %% ../../nbs/47_i3.ipynb #a6342ccc
+# %% ../../nbs/47_i3.ipynb #5d0fa194
 def _rest(words, i): # the rest that starts at word i; the word behind it
     "Words are added up to the first that is not full."
     total = 0
@@ -645,7 +656,7 @@ def _rest(words, i): # the rest that starts at word i; the word behind it
         if words[i - 1] != 0xFFFF: return total, i
     raise _Unreadable("the stamps end too early: the file is damaged")
 
-# %% ../../nbs/47_i3.ipynb #80c6e7ab
+# %% ../../nbs/47_i3.ipynb #ef3182fd
 def _compact(archive, item, dtype) -> np.ndarray: # item: a C++ type. Returns (n,)
     "A list whose length is a single byte where it is short."
     archive.enter(f"CompactVector<{item}>")
@@ -654,7 +665,7 @@ def _compact(archive, item, dtype) -> np.ndarray: # item: a C++ type. Returns (n
     if n >= 0xFF - 8: n = int.from_bytes(archive.array(np.uint8, 0xFF - n).tobytes(), "little")
     return archive.array(dtype, n)
 
-# %% ../../nbs/47_i3.ipynb #afa0e4bb
+# %% ../../nbs/47_i3.ipynb #2d9bb7c7
 def _runs(code, n) -> np.ndarray: # n: how many values it must give. Returns (n,) uint8
     "Run lengths: 4 bits of value, 4 of length; the lengths of equal values in a row are one number."
     value, part = code & 15, (code >> 4).astype(np.int64)
@@ -664,7 +675,7 @@ def _runs(code, n) -> np.ndarray: # n: how many values it must give. Returns (n,
     if length.sum() != n: raise _Unreadable(f"{length.sum():,} widths for {n:,} pulses: the file is damaged")
     return np.repeat(value[first], length)
 
-# %% ../../nbs/47_i3.ipynb #3234d791
+# %% ../../nbs/47_i3.ipynb #2de9799d
 def _charges(code, is_top, extra) -> np.ndarray: # (P,) [p.e.]; extra: 8 more bits for each of IceTop
     "Charges: linear, but logarithmic for IceTop."
     if len(extra) != is_top.sum(): raise _Unreadable(f"{len(extra):,} charges for {is_top.sum():,} of IceTop")
@@ -680,7 +691,7 @@ def _widths(archive, kind) -> np.ndarray: # (P,) [ns]; kind: 0 to 3: SLC, HLC, a
         if n or len(code): width[kind == k] = np.exp2(_runs(code, n))
     return width
 
-# %% ../../nbs/47_i3.ipynb #9dd1e19b
+# %% ../../nbs/47_i3.ipynb #f0e7c935
 @_decodes("I3SuperDST")
 def _super_dst(archive) -> I3Pulses:
     "The pulses of a read-out."
@@ -702,7 +713,7 @@ def _super_dst(archive) -> I3Pulses:
     pulse["flags"] = np.where(hlc, 7, 4)     # local coincidence, ATWD, FADC; FADC
     return _by_dom((header & 0x1FFF)[readout], pulse)
 
-# %% ../../nbs/47_i3.ipynb #55abc4f9
+# %% ../../nbs/47_i3.ipynb #27b58555
 def _absolute_times(step, header, first, readout) -> np.ndarray: # (P,) [ns]
     "Times from the start of the read-out, which is 512 ns before 0."
     step[first] += (header >> 13).astype(np.int64) << 8
@@ -716,7 +727,7 @@ def _by_dom(code, pulse) -> I3Pulses: # code: (P,) string << 6 | module - 1
     key = np.stack([dom >> 6, (dom & 63) + 1, np.zeros_like(dom)], 1).astype(np.int64)
     return I3Pulses(key, count, _separate(pulse[order], count))
 
-# %% ../../nbs/47_i3.ipynb #130fb5e5
+# %% ../../nbs/47_i3.ipynb #4690557f
 def _separate(pulse, count) -> np.ndarray: # (P,) by DOM and time; (D,) pulses of each DOM
     "Pulses of a DOM that do not overlap."
     time, width = pulse["time"], pulse["width"]
@@ -743,7 +754,7 @@ def _separate_dom(time, width): # lists of one DOM
         waits = not k
     return time, width
 
-# %% ../../nbs/47_i3.ipynb #4508bf00
+# %% ../../nbs/47_i3.ipynb #a6bab374
 class I3Mask(NamedTuple):
     "A choice among the pulses of another map."
     source: str             # key of that map
@@ -751,7 +762,7 @@ class I3Mask(NamedTuple):
     count: np.ndarray       # (chosen,) pulses of each chosen DOM
     pulse: np.ndarray       # bool, of all pulses of the chosen DOMs
 
-# %% ../../nbs/47_i3.ipynb #fc609f7f
+# %% ../../nbs/47_i3.ipynb #bd770d48
 @_decodes("I3RecoPulseSeriesMapMask")
 def _mask(archive) -> I3Mask:
     "Bits in bytes, the lowest first."
@@ -778,14 +789,14 @@ def _read_bits(archive, n) -> tuple: # (n,) bits of each series; all bits
     count = np.maximum(size - unused, 0)
     return count, bits[place < np.repeat(count, size)]
 
-# %% ../../nbs/47_i3.ipynb #5d30ac6d
+# %% ../../nbs/47_i3.ipynb #b51ec3a1
 @_decodes("I3RecoPulseSeriesMapUnion")
 def _union(archive) -> tuple: # of keys
     archive.begin("I3RecoPulseSeriesMapUnion")
     archive.enter("vector")
     return tuple(archive.text() for _ in range(archive.count()))
 
-# %% ../../nbs/47_i3.ipynb #d3810113
+# %% ../../nbs/47_i3.ipynb #615054ba
 _MAPS = ("I3SuperDST", "I3RecoPulseSeriesMap", "I3RecoPulseSeriesMapMask", "I3RecoPulseSeriesMapUnion")
 
 def _resolve(frame, key, within=()) -> I3Pulses: # within: maps that lead to this one
@@ -803,7 +814,7 @@ def _resolve(frame, key, within=()) -> I3Pulses: # within: maps that lead to thi
         return _join([_resolve(frame, k, within) for k in value])
     raise DataError(f"{frame.where}, key {key}: class {frame.kind(key)} is no pulse map")
 
-# %% ../../nbs/47_i3.ipynb #bade1473
+# %% ../../nbs/47_i3.ipynb #8b8281d0
 def _apply(mask, pulses, where) -> I3Pulses:
     "The pulses that a mask chooses. A DOM without any is left out, which masks of the result rely on."
     if len(mask.dom) != len(pulses.key) or not np.array_equal(pulses.count[mask.dom], mask.count):
@@ -823,7 +834,7 @@ def _join(maps) -> I3Pulses:
     order = np.lexsort((pulse["time"], dom))
     return I3Pulses(key, np.bincount(dom, minlength=len(key)), pulse[order])
 
-# %% ../../nbs/47_i3.ipynb #ff403400
+# %% ../../nbs/47_i3.ipynb #d43eaad2
 def _primary(frame, mctree): # a record of _PARTICLE, or None
     "The particle whose direction is wanted."
     if "MCInIcePrimary" in frame:
@@ -843,7 +854,7 @@ def _truth(frame, mctree) -> dict: # column -> value, NaN or None where unknown
     return dict(zip(columns, map(float, values), strict=True)) | dict(
         pid=int(particle["pid"]), interaction_type=None if kind is None else int(kind))
 
-# %% ../../nbs/47_i3.ipynb #eb0325aa
+# %% ../../nbs/47_i3.ipynb #46a7c323
 def i3_events(
     path, # of an i3 file, perhaps compressed (gz, bz2, zst)
     pulses:str|None=None, # key of the pulse map; None: the first of USUAL_PULSES that the file has
@@ -855,11 +866,12 @@ def i3_events(
         identity = dict(event_id=event_id) | {c: header[c] for c in _IDENTITY}
         yield dict(event_id=event_id) | header, _pulse_table([identity], [columns]), identity | truth
 
-# %% ../../nbs/47_i3.ipynb #134c7bf2
+# %% ../../nbs/47_i3.ipynb #9b2042c3
 def _events(path, pulses, only_known_doms, mctree):
     "Header, columns of the pulses and truth of each event."
     found, events, maps = 0, 0, set()
     for frame in i3_frames(path):
+        if not _is_in_ice(frame): continue
         found += 1
         if pulses is None: pulses = next((k for k in USUAL_PULSES if k in frame), None)
         if pulses in frame:
@@ -870,11 +882,18 @@ def _events(path, pulses, only_known_doms, mctree):
         raise DataError(f"{path}: no physics frame has the pulse map {pulses or shorten(USUAL_PULSES)}; "
                         f"name one with pulses=; there are {shorten(sorted(maps), 12) or 'none'}")
 
-# %% ../../nbs/47_i3.ipynb #d3723a38
+# %% ../../nbs/47_i3.ipynb #46804a01
 # Uncleaned maps first: the shipped models are trained on such pulses.
 USUAL_PULSES = ("SplitInIcePulses", "InIcePulses", "SplitInIceDSTPulses", "SRTInIcePulses")
 
-# %% ../../nbs/47_i3.ipynb #9433d699
+# %% ../../nbs/47_i3.ipynb #c80d1237
+def _is_in_ice(frame) -> bool:
+    "True unless the frame is a split for IceTop or of nothing."
+    if "I3EventHeader" not in frame: return True
+    stream = frame["I3EventHeader"]["stream"].lower().replace("_", "")
+    return not stream.startswith(("null", "icetop"))
+
+# %% ../../nbs/47_i3.ipynb #73455687
 def _event(frame, key, only_known_doms, mctree) -> tuple: # header, column -> (P,), truth
     "What a frame says of an event."
     if "I3EventHeader" not in frame: raise DataError(f"{frame.where}: no I3EventHeader")
@@ -885,7 +904,7 @@ def _event(frame, key, only_known_doms, mctree) -> tuple: # header, column -> (P
                    auxiliary=(pulse["flags"] & 1) == 0)
     return frame["I3EventHeader"] | dict(left_out=int((~known).sum())), columns, _truth(frame, mctree)
 
-# %% ../../nbs/47_i3.ipynb #68ad0a41
+# %% ../../nbs/47_i3.ipynb #347d9e72
 def _known_sensors(frame, key, found, only_known_doms) -> tuple: # (P,) sensor_id; (P,) bool
     "Sensors of the pulses, and which of them belong to IceCube-86."
     dom = _sensor_ids(found.key)
@@ -898,7 +917,7 @@ def _known_sensors(frame, key, found, only_known_doms) -> tuple: # (P,) sensor_i
                         "(in a command --only-known-doms) leaves them out")
     return sensor, sensor >= 0
 
-# %% ../../nbs/47_i3.ipynb #46cea2f4
+# %% ../../nbs/47_i3.ipynb #dc3ea91c
 _IDENTITY = ["run_id", "event", "sub_event"]
 _TRUTH_COLUMNS = ["event_id", "run_id", "sub_run", "event", "sub_event", "stream", "start_time", "end_time",
                   "azimuth", "zenith", "energy", "position_x", "position_y", "position_z", "pid",
@@ -914,7 +933,7 @@ def _pulse_table(identities, columns) -> pd.DataFrame: # of each event
     values = {n: np.concatenate([none, *(c[n] for c in columns)]) for n, none in _NO_PULSES.items()}
     return pd.DataFrame(dict(event_id=names["event_id"]) | values | names)
 
-# %% ../../nbs/47_i3.ipynb #a1cbb7fd
+# %% ../../nbs/47_i3.ipynb #a4f06a63
 def read_i3(
     path, # of an i3 file, perhaps compressed (gz, bz2, zst)
     pulses:str|None=None, # key of the pulse map; None: the first of USUAL_PULSES that the file has
