@@ -53,7 +53,7 @@ def bright_batch(root):
 def new_model(kind, **sizes):
     "A small model with the same random numbers each time."
     torch.manual_seed(0)
-    return kind({**vars(model_settings("small")), **sizes}, Geometry.nominal()).eval()
+    return kind({**vars(model_settings("small")), **sizes}, Geometry.icecube86()).eval()
 
 
 def vectors_of(table):
@@ -161,7 +161,7 @@ def test_smeared_gamma_is_normalised(shape):
 @pytest.fixture(scope="module")
 def ideal_track():
     "Point, direction and pulses of a track whose light is late by 10 ns on average."
-    rng, xyz = np.random.default_rng(3), Geometry.nominal().xyz
+    rng, xyz = np.random.default_rng(3), Geometry.icecube86().xyz
     u, point = np.array([0.48, -0.6, 0.64]), np.array([30.0, -40, 20])
     s = (xyz - point) @ u
     d = np.sqrt(((xyz - point) ** 2).sum(1) - s ** 2)
@@ -231,7 +231,7 @@ def test_optimizer_of_an_ablation():
 @pytest.fixture(scope="module")
 def rotations():
     "Six rotations and their fixed point."
-    motions, point = grid_motions(Geometry.nominal())
+    motions, point = grid_motions(Geometry.icecube86())
     return [motion for motion in motions if np.linalg.det(motion) > 0], point
 
 

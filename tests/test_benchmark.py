@@ -200,6 +200,7 @@ def test_quick_run_on_cuda(tiny_dataset):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the mark is reset through /proc")
+@pytest.mark.slow
 def test_peak_memory_of_a_child_is_its_own():
     "A parent that holds 500 MB does not lend its mark to a child that needs 50 MB."
     held = np.ones(500_000_000, np.uint8)

@@ -216,7 +216,7 @@ def use_other_events(data, run, predicting):
     with distributed.process_group("cpu"):
         folder = data / str(distributed.rank())
         if predicting:
-            net = HierarchicalTransformer(TINY, Geometry.nominal())
+            net = HierarchicalTransformer(TINY, Geometry.icecube86())
             predict_dataset(net, IceCubeDataset(folder), progress=False)
         else: train(folder, run, TINY, [1], [2], ONE_EPOCH, device="cpu", progress=False)
 

@@ -43,7 +43,7 @@ print(json.dumps(dict(pulses=len(pulses), doms=int(pulses.sensor_id.nunique()), 
     "preset, what, limit",
     [
         ("small", "predict", 300e6),
-        ("base", "predict", 300e6),
+        pytest.param("base", "predict", 300e6, marks=pytest.mark.slow),
         ("small", "train", 1e9),
         pytest.param("base", "train", 1e9, marks=pytest.mark.slow),
     ],

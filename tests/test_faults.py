@@ -17,6 +17,7 @@ from iceaggr.common import DataError
 from iceaggr.data import IceCubeDataset
 from iceaggr.engine.loading import EventBatchSampler, PackedBatches
 from iceaggr.engine.prepare import prepare
+from iceaggr.io.frames import frame_to_events
 from iceaggr.io.prepared import map_arrow
 from iceaggr.model import HierarchicalTransformer
 from iceaggr.simulation.dataset import simulate_events
@@ -341,7 +342,7 @@ def test_a_frame_may_have_an_index_and_other_columns(model, pulses):
         plain = model.predict(pulses)
         for index in (["event_id", "sensor_id"], "event_id"):
             pd.testing.assert_frame_equal(model.predict(pulses.set_index(index)), plain)
-        model.predict(pulses.head(3))     # too few pulses to doubt their units
+        frame_to_events(pulses.head(3))     # too few pulses to doubt their units
         model.predict(pulses.iloc[:0])
     duplicated = pd.concat([pulses.assign(note=1), pd.Series(2, pulses.index, name="note")], axis=1)
     pd.testing.assert_frame_equal(model.predict(duplicated), plain)     # a column that is not needed

@@ -12,6 +12,7 @@ NAMES = [
     "HierarchicalTransformer", "DOMTransformer", "EventAccumulator", "EventTransformer", "IceCubeDataset",
     "collate_dom_packing", "split_batch", "train", "evaluate", "mean_angular_error", "line_fit",
     "display_event", "plot_event", "EventBrowser", "simulate_dataset", "Geometry", "load_geometry",
+    "convert", "write_dataset",
 ]
 
 

@@ -223,6 +223,7 @@ def test_light_arrives_as_the_slider_moves(chromium, lab):
     nb.page.close()
 
 
+@pytest.mark.slow
 def test_browser_follows_its_widgets(chromium, lab):
     "Back in time, then the next event: the figure changes and keeps its traces."
     nb = Notebook(chromium, lab("browser.ipynb"))

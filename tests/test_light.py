@@ -134,6 +134,7 @@ def test_cascade_without_pulses(learn_light, six_cascades):
 
 # Light drawn from a law
 
+@pytest.mark.slow
 def test_draws_of_an_untrained_law(learn_light):
     "Counts are those that the simulation expects, delays have the shares of their bins."
     detector, law, rng, n = make_detector(dead_doms=0), learn_light.Light(), np.random.default_rng(0), 400
@@ -202,6 +203,7 @@ def learn(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_data_set_with_a_learned_law(learn, tmp_path):
     "Pulses are the same with the same seed and law; kinds and numbers are those asked for."
     law = tmp_path / "law.safetensors"

@@ -143,6 +143,7 @@ def kills(data, folder, expected, wanted, seed=0):
     return told
 
 
+@pytest.mark.slow
 def test_killed_at_random(data, undisturbed, tmp_path):
     assert kills(data, tmp_path, undisturbed, 3)["kills"] == 3
 
