@@ -318,7 +318,7 @@ def sound_data(
 ) -> IceCubeDataset:
     "The small data set, with a geometry."
     root = write_tiny(Path(folder) / "sound")
-    Geometry.nominal().to_csv(root / GEOMETRY)
+    Geometry.icecube86().to_csv(root / GEOMETRY)
     return IceCubeDataset(root, cache_size=3)
 
 # %% ../nbs/52_testing.ipynb #eaf225ae
