@@ -26,8 +26,7 @@ install: .venv/.installed
 # Each step continues what an earlier run left: a complete data set is kept, a run is resumed, a finished one stays.
 demo: install
 	$(BIN)/iceaggr simulate --events 20000 --geometry small --out $(DATA)
-	$(BIN)/iceaggr train --data $(DATA) --out $(RUN) --preset small --minutes $(MINUTES) \
-	    $$(test -f $(RUN)/settings.json && echo --resume)
+	$(BIN)/iceaggr train --data $(DATA) --out $(RUN) --preset small --minutes $(MINUTES) --resume
 	$(BIN)/iceaggr predict --run $(RUN) --data $(DATA) --batches last --out $(RUN)/predictions.parquet
 	$(BIN)/iceaggr predict --run small --data $(DATA) --batches last --out $(SHIPPED)/predictions.parquet
 	@echo "the model trained here:"

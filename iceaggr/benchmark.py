@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .augmentation import perturb
-from .common import atomic_write
+from .common import atomic_write, display_library
 from .data import IceCubeDataset
 from .direction import angles_to_vector, angular_error
 from .dom_transformer import padded_t1
@@ -715,7 +715,7 @@ COLOURS = {"iceaggr": BLUE, "training": GREEN, "reference": ORANGE, "full-pulse"
 
 def _new_figure(width=6.2, height=3.4, **labels): # figure, axes
     "An empty figure with the labels of its axes."
-    from matplotlib.figure import Figure
+    Figure = display_library("matplotlib.figure").Figure
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.set(**labels)

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from .attention_maps import plot_dom
+from .common import display_library
 from .data import IceCubeDataset
 from .direction import angles_to_vector, angular_error
 from .display import EventView, display_event, frame_times, light_until
@@ -85,14 +86,14 @@ _PULSES = (0, 16, 32, 48, 64, 96, 128, 256, 512, 1024, 4096, 16384, np.inf)    #
 
 def _look(width, description=70):
     "Size of a widget [pixel]."
-    import ipywidgets
+    ipywidgets = display_library("ipywidgets")
     style = dict(description_width=f"{description}px")
     return dict(layout=ipywidgets.Layout(width=f"{width}px"), style=style)
 
 # %% ../nbs/48_browser.ipynb #ba9e8c1c
 def _filter_widgets(batches, runs):
     "What chooses the events that pass."
-    import ipywidgets as w
+    w = display_library("ipywidgets")
     wide, short = _look(320), _look(200, 60)
     steps = [("any" if n == np.inf else f"{n:,}", n) for n in _PULSES]
     return dict(
@@ -107,7 +108,7 @@ def _filter_widgets(batches, runs):
 # %% ../nbs/48_browser.ipynb #ab72b873
 def _event_widgets():
     "What chooses one event, and tells of it."
-    import ipywidgets as w
+    w = display_library("ipywidgets")
     arrow, short = w.Layout(width="40px"), _look(200, 60)
     hidden = w.Layout(display="none", max_width="1000px")
     return dict(
@@ -122,7 +123,7 @@ def _event_widgets():
 # %% ../nbs/48_browser.ipynb #4f9cde19
 def _time_widgets(frames):
     "What moves through time."
-    import ipywidgets as w
+    w = display_library("ipywidgets")
     span = dict(min=0, max=frames - 1, value=frames - 1)
     return dict(
         play=w.Play(interval=120, **span),
@@ -136,9 +137,9 @@ _ROWS = (("file", "kind", "pulses"), ("run", "error", "order"),
 
 def _arrange(widgets, figure):
     "Rows of widgets above the figure, facts and close-up below it."
-    from ipywidgets import HBox, VBox
-    rows = [HBox([widgets[name] for name in row]) for row in _ROWS]
-    return VBox([*rows, figure, widgets["facts"], widgets["close_up"]])
+    w = display_library("ipywidgets")
+    rows = [w.HBox([widgets[name] for name in row]) for row in _ROWS]
+    return w.VBox([*rows, figure, widgets["facts"], widgets["close_up"]])
 
 # %% ../nbs/48_browser.ipynb #76ec9578
 def _named_predictions(predictions):
@@ -181,7 +182,7 @@ class EventBrowser:
 # %% ../nbs/48_browser.ipynb #b61170a5
 def _connect(browser):
     "The function that each widget triggers."
-    import ipywidgets
+    ipywidgets = display_library("ipywidgets")
     filters = dict.fromkeys(("kind", "pulses", "run", "error", "order"), _filter)
     actions = dict(file=_open_file, place=_show, moment=_move, noise=_switch_noise, event_id=_jump)
     for name, action in (filters | actions).items():
@@ -257,7 +258,7 @@ def _open_event(browser, row):
 # %% ../nbs/48_browser.ipynb #e674be0f
 def _draw_event(browser):
     "Traces of another event in place of the old ones; the strings, the axes and the camera stay."
-    import plotly.graph_objects as go
+    go = display_library("plotly.graph_objects")
     new = display_event(browser.view, panels=True)
     new.update_traces(visible=True, selector=dict(meta="now"))
     for name in ("noise", "noise in time"):
@@ -350,7 +351,7 @@ def _facts(browser, record, predictions) -> str: # HTML
 def _show_dom(browser, sensor_id):
     "The close-up of a hit DOM, below the facts."
     if browser.model is None: return
-    import matplotlib.pyplot as plt
+    plt = display_library("matplotlib.pyplot")
     facts, close_up = browser.widgets["facts"], browser.widgets["close_up"]
     facts.value, close_up.layout.display = facts.value.split("<br>")[0], "none"
     try:

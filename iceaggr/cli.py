@@ -201,7 +201,9 @@ def _write_table(table, path):
 # %% ../nbs/49_cli.ipynb #3eba3c83
 def evaluate(args):
     "Compare predictions with the truth and with the line fit."
+    from iceaggr.common import display_library
     from iceaggr.report import evaluate_dataset
+    display_library("matplotlib.figure")                      # missing: better now than after the work
     if args.on_bad_event == "skip": _spare_data(Path(args.out) / "skipped.csv", args.data)
     report = Path(args.out) / "report.html"
     _make_place(report)
@@ -480,7 +482,8 @@ def _train_options(p):
     p.add_argument("--init", metavar="WEIGHTS",
                    help="start from these weights: a .safetensors file, the folder of a run, or a pretrained "
                         "model's name")
-    p.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
+    p.add_argument("--resume", action="store_true",
+                   help="continue the run in --out from its last checkpoint; without one, start the run")
     _optimisation_options(p)
     _machine_options(p)
     _add_on_bad_event(p)
@@ -583,7 +586,8 @@ def main(
     try: args.run_verb(args)
     except (UsageError, FileExistsError) as e: return _complain(e, 2)
     except (NotImplementedError, RecursionError): raise     # mistakes of the program
-    except (ValueError, OSError, FloatingPointError, RuntimeError) as e: return _complain(e, 1)
+    except (ValueError, OSError, FloatingPointError, RuntimeError, ModuleNotFoundError) as e:
+        return _complain(e, 1)
     except KeyboardInterrupt:
         advice = ": run the same command again" if args.verb in ("simulate", "prepare") else ""
         return _complain(f"interrupted{advice}", 130)

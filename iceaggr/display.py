@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .common import atomic_write
+from .common import atomic_write, display_library
 from .direction import angles_to_vector, angular_error, vmf_quantile
 from iceaggr.geometry import (
     DOMS_PER_STRING,
@@ -254,7 +254,7 @@ _SMALL = 7        # letters [point]
 
 def time_colormap():
     "The colours of the first times as a matplotlib colormap."
-    from matplotlib.colors import LinearSegmentedColormap
+    LinearSegmentedColormap = display_library("matplotlib.colors").LinearSegmentedColormap
     return LinearSegmentedColormap.from_list("time", TIME_COLOURS)
 
 # %% ../nbs/04_display.ipynb #c88af0c1
@@ -288,7 +288,7 @@ def _draw_time_axis(ax, view):
 
 def _few_ticks():
     "About four ticks at round numbers."
-    from matplotlib.ticker import MaxNLocator
+    MaxNLocator = display_library("matplotlib.ticker").MaxNLocator
     return MaxNLocator(nbins=4, steps=[1, 2, 5, 10])
 
 # %% ../nbs/04_display.ipynb #3af493d8
@@ -346,7 +346,7 @@ def _draw_paths(ax, view, plane):
 # %% ../nbs/04_display.ipynb #db70608c
 def _ball(view, charge, colour, fill, label):
     "A ball in the legend."
-    from matplotlib.lines import Line2D
+    Line2D = display_library("matplotlib.lines").Line2D
     diameter = float(_ball_sizes(charge, view.doms.charge.max(), *_BALLS))
     return Line2D([], [], ls="", marker="o", mew=0.4, mec=colour, mfc=fill, label=label, ms=diameter)
 
@@ -359,7 +359,7 @@ def _cone_label(arrow):
 # %% ../nbs/04_display.ipynb #316549b9
 def _legend(view): # handles of the legend
     "Paths, DOMs, and balls of some charges."
-    from matplotlib.lines import Line2D
+    Line2D = display_library("matplotlib.lines").Line2D
     handles = []
     for a in view.arrows:
         style = "--" if a.dash == "dash" else "-"
@@ -374,7 +374,7 @@ def _legend(view): # handles of the legend
 # %% ../nbs/04_display.ipynb #91d476a0
 def _new_panels(figsize):
     "A figure of three panels with the sizes of print."
-    import matplotlib.pyplot as plt
+    plt = display_library("matplotlib.pyplot")
     fig, axes = plt.subplots(1, 3, figsize=figsize, layout="constrained", dpi=150)
     for ax in axes:
         ax.tick_params(labelsize=_SMALL, width=0.6)
@@ -510,7 +510,7 @@ def _arrow_lines(view) -> dict: # properties of the traces of paths, heads and c
 # %% ../nbs/04_display.ipynb #82e2f3bd
 def _hex_colours(view, times):
     "The colours of some times as text: plotly's bars warn of numbers."
-    from matplotlib.colors import to_hex
+    to_hex = display_library("matplotlib.colors").to_hex
     place = np.interp(times, view.times, [0, 1])
     return [to_hex(colour) for colour in time_colormap()(place)]
 
@@ -749,13 +749,13 @@ def save_display(
 # %% ../nbs/04_display.ipynb #e5082dfa
 def _save_static(fig, path, kind):
     "Write a figure; fonts as TrueType in a PDF, as text in an SVG."
-    import matplotlib.pyplot as plt
+    plt = display_library("matplotlib.pyplot")
     with plt.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):      # no argument of savefig does this
         fig.savefig(path, format=kind, dpi=300, metadata={"Creator": "iceaggr"} if kind == "pdf" else None)
 
 def _page(fig, title):
     "A page that the display fills."
-    import plotly.graph_objects as go
+    go = display_library("plotly.graph_objects")
     whole = go.Figure(fig).update_layout(height=None, autosize=True)
     page = whole.to_html(include_plotlyjs=True, full_html=True, default_width="100%", default_height="96vh",
                          auto_play=False, config=dict(displaylogo=False, responsive=True))

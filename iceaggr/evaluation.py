@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import torch
 
-from .common import DataError, shorten, single_line
+from .common import DataError, display_library, shorten, single_line
 from .data import IceCubeDataset
 from .direction import angles_to_vector, angular_error, vmf_quantile
 from .io.kaggle import UNREADABLE, open_parquet
@@ -382,7 +382,7 @@ METHOD_NAMES = {"model": "model", "line_fit": "line fit"}
 # %% ../nbs/22_evaluation.ipynb #c8e7911e
 def _axes(n=1, width=6.4, height=3.8):
     "A figure of n panels in a row, unknown to pyplot."
-    from matplotlib.figure import Figure
+    Figure = display_library("matplotlib.figure").Figure
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, n, squeeze=False)[0]
     for ax in axes: ax.spines[["top", "right"]].set_visible(False)
@@ -391,10 +391,10 @@ def _axes(n=1, width=6.4, height=3.8):
 # %% ../nbs/22_evaluation.ipynb #ea1a0092
 def _plain_log(axis, subs=(1, 2, 5)):
     "A logarithmic axis with plain numbers at 1, 2, 5, 10, ..."
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-    axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
-    axis.set_minor_formatter(NullFormatter())
+    ticker = display_library("matplotlib.ticker")
+    axis.set_major_locator(ticker.LogLocator(subs=subs))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:,.10g}"))
+    axis.set_minor_formatter(ticker.NullFormatter())
 
 # %% ../nbs/22_evaluation.ipynb #143b695e
 def plot_errors(
@@ -538,7 +538,7 @@ def plot_calibration(
 # %% ../nbs/22_evaluation.ipynb #2de28708
 def _draw_angle(figure, ax, true, predicted, name, end):
     "Predicted against true angle [degrees] as a histogram in two dimensions."
-    from matplotlib.colors import LogNorm
+    LogNorm = display_library("matplotlib.colors").LogNorm
     ticks, limits = range(0, end + 1, end // 6), [[0, end], [0, end]]
     *_, image = ax.hist2d(true, predicted, bins=60, range=limits, norm=LogNorm(), cmap="viridis")
     ax.plot([0, end], [0, end], ":", color=ORANGE, lw=1)

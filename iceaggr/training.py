@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .augmentation import grid_motions, moved_detector, perturb
-from .common import DataError, atomic_write, shorten
+from .common import DataError, atomic_write, display_library, shorten
 from .data import IceCubeDataset, split_batches
 from .direction import angles_to_vector, angular_error, vector_to_angles, vmf_loss, vmf_quantile
 from iceaggr.engine.checkpoints import (
@@ -656,7 +656,7 @@ def plot_log(
     log:pd.DataFrame, # the log of a run
 ): # matplotlib figure
     "Curves of a run: loss, and angular error on the validation events."
-    from matplotlib.figure import Figure
+    Figure = display_library("matplotlib.figure").Figure
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     losses, errors = figure.subplots(1, 2)
     for column, style, label in (("train_loss", "o-", "training"), ("held_out_loss", "^:", "held out"),
@@ -699,7 +699,7 @@ def train(
     valid_batches:list|None=None, # numbers of the files to validate on; None: the last
     settings:TrainSettings|None=None,
     init=None, # initial weights: a .safetensors file, the folder of a run, or the name of a pretrained model
-    resume:bool=False, # continue a run
+    resume:bool=False, # continue the run if there is one
     device:str|None=None, # None: cuda where there is one; several processes take one GPU each
     workers:int=0, # processes that load, for each process that trains
     progress:bool=True, # show progress bars
@@ -712,11 +712,12 @@ def train(
         files = choose_batches(data, train_batches, valid_batches, on_bad_event)
         train_ds, valid_ds = _open_data(data, files, settings, on_bad_event)
         torch.manual_seed(settings.seed)
-        resuming = _agree_on_resume(run, resume)
         model = _build_model(model, train_ds.geometry).to(device)
-        if init is not None and not resuming: _start_from(model, init)
+        if init is not None and not _agree_on_resume(run, resume): _start_from(model, init)
         facts = _run_facts(model, init, settings, files, train_ds, valid_ds, targets)
         on_first(lambda: stack.enter_context(claim_run(run, facts, resume)))
+        resuming = _agree_on_resume(run, resume)               # another process may have trained until now
+        if resume and not resuming and rank() == 0: tqdm.write(f"{run} has no checkpoint yet: the run starts")
         if on_bad_event == "skip":
             on_first(lambda: write_skipped([train_ds.skipped, valid_ds.skipped], run / "skipped.csv"))
         on_epoch = LiveCurves() if progress and _in_notebook() else None
