@@ -95,7 +95,7 @@ def _say_skipped(args, folder) -> str: # the end of a line
     if args.on_bad_event != "skip": return ""
     from iceaggr.common import plural
     path = Path(folder) / "skipped.csv"
-    with open(path, newline="") as table: n = sum(1 for _ in csv.reader(table)) - 1
+    with open(path, newline="", encoding="utf-8") as table: n = sum(1 for _ in csv.reader(table)) - 1
     return f"; {plural(n, 'bad event')} left out, see {path}"
 
 # %% ../nbs/49_cli.ipynb #aa176c1c
@@ -615,6 +615,13 @@ def _complain(error, code) -> int: # the exit code
                  "in a new run a smaller --max-pulses or --batch-size, too")
     print(f"iceaggr: error: {text or type(error).__name__}", file=sys.stderr)
     return code
+
+# %% ../nbs/49_cli.ipynb #7c1f2b31
+def end_torchrun_options():
+    "Put `--` before `iceaggr.cli` on the command line of torchrun; do nothing in any other process."
+    before = sys.orig_argv[:sys.orig_argv.index("iceaggr.cli")] if "iceaggr.cli" in sys.orig_argv else []
+    under_torchrun = any(a == "torch.distributed.run" or Path(a).stem == "torchrun" for a in before)
+    if under_torchrun and "--" not in before: sys.argv.insert(sys.argv.index("iceaggr.cli"), "--")
 
 # %% ../nbs/49_cli.ipynb #289f7a41
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())     # a notebook has no __file__
