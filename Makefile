@@ -1,6 +1,6 @@
 # make demo: simulate, train, predict, evaluate; the report is runs/demo/report.html
 # make test: what CI runs; make studies and make slow: the rest, which CI runs every night
-# Both make .venv first. PYTHON: the interpreter to make it from (3.11 or 3.12).
+# Both make .venv first. PYTHON: the interpreter to make it from (3.11 or later).
 # TORCH_INDEX: where to take torch from, for instance https://download.pytorch.org/whl/cpu for a build without CUDA.
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -17,8 +17,8 @@ MINUTES ?= 4
 install: .venv/.installed
 
 .venv/.installed: setup.py settings.ini constraints.txt
-	$(PYTHON) -c 'import sys; sys.version_info[:2] in ((3, 11), (3, 12)) or \
-	sys.exit("Python 3.11 or 3.12 is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or \
+	sys.exit("Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(PIP) $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) torch
 	$(PIP) -e '.[dev]'
@@ -28,8 +28,7 @@ install: .venv/.installed
 # Each step continues what an earlier run left: a complete data set is kept, a run is resumed, a finished one stays.
 demo: install
 	$(BIN)/iceaggr simulate --events 20000 --out $(DATA)
-	$(BIN)/iceaggr train --data $(DATA) --out $(RUN) --preset small --minutes $(MINUTES) \
-	    $$(test -f $(RUN)/settings.json && echo --resume)
+	$(BIN)/iceaggr train --data $(DATA) --out $(RUN) --preset small --minutes $(MINUTES) --resume
 	$(BIN)/iceaggr predict --run $(RUN) --data $(DATA) --batches last --out $(RUN)/predictions.parquet
 	$(BIN)/iceaggr predict --run small --data $(DATA) --batches last --out $(SHIPPED)/predictions.parquet
 	$(BIN)/iceaggr evaluate --predictions $(RUN)/predictions.parquet --data $(DATA) --out $(RUN)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .attention import SegmentAttention
+from .common import display_library
 from .direction import vector_to_angles
 from .display import TIME_COLOURS, EventView, draw_path, flight_path, three_digits, time_colormap
 from .geometry import DOMS_PER_STRING, SPEED_OF_LIGHT
@@ -206,7 +207,7 @@ def plot_head(
     most:float, # weight of the brightest colour
 ): # the picture
     "The map of one head."
-    from matplotlib.colors import PowerNorm
+    PowerNorm = display_library("matplotlib.colors").PowerNorm
     ax.tick_params(labelsize=7)
     return ax.imshow(weights, cmap="cividis", norm=PowerNorm(0.5, 0, most), interpolation="nearest")
 
@@ -232,7 +233,7 @@ def plot_dom(
     figsize=(9, 7.5), # [inch]
 ): # matplotlib figure
     "Close-up of a DOM: its pulses, and what T1's attention does with them."
-    import matplotlib.pyplot as plt
+    plt = display_library("matplotlib.pyplot")
     maps = dom_attention(model, event, sensor_id)
     figure = plt.figure(figsize=figsize, layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[0.6, 1])
@@ -270,7 +271,7 @@ def plot_intervals(
     heads, # (layer, head) of each panel
 ): # matplotlib figure
     "Mean weight by distance and time, one panel per head."
-    from matplotlib.colors import LogNorm
+    LogNorm = display_library("matplotlib.colors").LogNorm
     figure, axes = new_axes(len(heads), 2.2 * len(heads) + 0.8, 3)
     for ax, (layer, head) in zip(np.atleast_1d(axes), heads, strict=True):
         x, y, mean = _interval_means(maps, layer, head)
@@ -297,7 +298,7 @@ def _plot_plane(ax, maps, geometry, plane, weight):
 # %% ../nbs/24_attention_maps.ipynb #e7b51985
 def _pooling_legend(figure, ax, arrows):
     "Directions, and balls of some weights."
-    from matplotlib.lines import Line2D
+    Line2D = display_library("matplotlib.lines").Line2D
     handles = [Line2D([], [], color=a.colour, ls="--" if a.dash == "dash" else "-", label=a.name)
                for a in arrows]
     balls = [ax.scatter([], [], s=4000 * share, c=GREY, label=f"{100 * share:.0f} % of the weight")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_benchmarks']
 
-# %% ../nbs/51_benchmarks.ipynb #cb42d4e7
+# %% ../nbs/51_benchmarks.ipynb #m0000002
 import copy
 import json
 import os
@@ -373,7 +373,7 @@ def _packing_row(name, events, L) -> dict:
 def resident_memory(peak:bool=False) -> int: # bytes
     "Resident memory of this process, now or at its peak."
     mark = r"VmHWM:\s+(\d+)" if peak else r"VmRSS:\s+(\d+)"
-    try: return 1024 * int(re.search(mark, Path("/proc/self/status").read_text())[1])
+    try: return 1024 * int(re.search(mark, Path("/proc/self/status").read_text(encoding="utf-8"))[1])
     except (OSError, TypeError):     # no Linux
         import resource
         unit = 1 if sys.platform == "darwin" else 1024
@@ -388,7 +388,8 @@ def memory_child(
 ):
     "What the process of a memory measurement runs; prints bytes and seconds as JSON."
     torch.set_num_threads(int(threads))
-    with suppress(OSError): Path("/proc/self/clear_refs").write_text("5")     # resets the high-water mark
+    with suppress(OSError):     # resets the high-water mark
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     base, start = resident_memory(), time.perf_counter()
     memory_call(what, pd.read_pickle(path), preset)
     print(json.dumps(dict(bytes=resident_memory(peak=True) - base, seconds=time.perf_counter() - start)))
@@ -572,7 +573,7 @@ CUDA_WANTED = [
 # %% ../nbs/51_benchmarks.ipynb #f9f786ef
 def describe_machine(device="cpu") -> dict: # name, processor, cores, ...
     "The machine, and a name for its results."
-    try: info = Path("/proc/cpuinfo").read_text()
+    try: info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError: info = ""
     processor, cores, cuda = _processor_name(info), os.cpu_count(), torch.device(device).type == "cuda"
     gpu = torch.cuda.get_device_name(device) if cuda else None
@@ -817,7 +818,8 @@ def write_numbers(
     out, # JSON file
 ):
     "Write the results so far."
-    with atomic_write(Path(out)) as part: part.write_text(json.dumps(results, indent=1) + "\n")
+    with atomic_write(Path(out)) as part:
+        part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 # %% ../nbs/51_benchmarks.ipynb #5a85b20b
 def write_results(

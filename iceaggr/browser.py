@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EventBrowser']
 
-# %% ../nbs/48_browser.ipynb #985cecee
+# %% ../nbs/48_browser.ipynb #m0000005
 import base64
 import html
 from pathlib import Path
@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from .attention_maps import plot_dom
+from .common import display_library
 from .data import IceCubeDataset
 from .direction import angles_to_vector, angular_error
 from iceaggr.display import (
@@ -96,14 +97,14 @@ _PULSES = (0, 16, 32, 48, 64, 96, 128, 256, 512, 1024, 4096, 16384, np.inf)    #
 
 def _look(width, description=70):
     "Size of a widget [pixel]."
-    import ipywidgets
+    ipywidgets = display_library("ipywidgets")
     style = dict(description_width=f"{description}px")
     return dict(layout=ipywidgets.Layout(width=f"{width}px"), style=style)
 
-# %% ../nbs/48_browser.ipynb #ba9e8c1c
+# %% ../nbs/48_browser.ipynb #m0000017
 def _filter_widgets(batches, runs):
     "What chooses the events that pass."
-    import ipywidgets as w
+    w = display_library("ipywidgets")
     wide, short = _look(320), _look(200, 60)
     steps = [("any" if n == np.inf else f"{n:,}", n) for n in _PULSES]
     return dict(
@@ -115,10 +116,10 @@ def _filter_widgets(batches, runs):
                                  readout_format=".0f", continuous_update=False, **wide),
         order=w.Dropdown(options=_ORDERS, description="order", **wide))
 
-# %% ../nbs/48_browser.ipynb #ab72b873
+# %% ../nbs/48_browser.ipynb #m0000018
 def _event_widgets():
     "What chooses one event, and tells of it."
-    import ipywidgets as w
+    w = display_library("ipywidgets")
     arrow, short = w.Layout(width="40px"), _look(200, 60)
     close_up = w.Image(format="png", layout=w.Layout(width="100%", object_fit="contain"))
     close = w.Button(description="✕", layout=arrow, tooltip="close the close-up")
@@ -134,14 +135,14 @@ def _event_widgets():
 # %% ../nbs/48_browser.ipynb #143564a7
 def _over_panels():
     "The place of the side panels, in front of them; hidden."
-    import ipywidgets
+    ipywidgets = display_library("ipywidgets")
     return ipywidgets.Layout(display="none", grid_area="1 / 2 / 2 / 3", align_self="flex-start",
                              align_items="flex-end", margin="40px 0 0 0")
 
 # %% ../nbs/48_browser.ipynb #4f9cde19
 def _time_widgets(frames):
     "What moves through time."
-    import ipywidgets as w
+    w = display_library("ipywidgets")
     span = dict(min=0, max=frames - 1, value=frames - 1)
     return dict(
         play=w.Play(interval=120, **span),
@@ -149,17 +150,17 @@ def _time_widgets(frames):
         until=w.Label(),
         noise=w.Checkbox(value=True, description="auxiliary pulses", indent=False))
 
-# %% ../nbs/48_browser.ipynb #d0dfd320
+# %% ../nbs/48_browser.ipynb #m0000021
 _ROWS = (("file", "kind", "pulses"), ("run", "error", "order"),
          ("back", "forward", "place", "count", "event_id"), ("play", "moment", "until", "noise"))
 
 def _arrange(widgets, figure):
     "Rows of widgets above the figure, facts below it; the close-up covers the side panels."
-    from ipywidgets import GridBox, HBox, Layout, VBox
-    rows = [HBox([widgets[name] for name in row], layout=Layout(flex_flow="row wrap")) for row in _ROWS]
-    scene = VBox([figure], layout=Layout(grid_area="1 / 1 / 2 / 3", min_width="0"))
-    event = GridBox([scene, widgets["beside"]], layout=Layout(grid_template_columns="58% 42%"))
-    return VBox([*rows, event, widgets["facts"]])
+    w = display_library("ipywidgets")
+    rows = [w.HBox([widgets[name] for name in row], layout=w.Layout(flex_flow="row wrap")) for row in _ROWS]
+    scene = w.VBox([figure], layout=w.Layout(grid_area="1 / 1 / 2 / 3", min_width="0"))
+    event = w.GridBox([scene, widgets["beside"]], layout=w.Layout(grid_template_columns="58% 42%"))
+    return w.VBox([*rows, event, widgets["facts"]])
 
 # %% ../nbs/48_browser.ipynb #76ec9578
 def _named_predictions(predictions):
@@ -214,10 +215,10 @@ def _fit_width(browser):
     "Let the figure measure its cell again."
     browser.figure.layout.meta = 1 + (browser.figure.layout.meta or 0)
 
-# %% ../nbs/48_browser.ipynb #b61170a5
+# %% ../nbs/48_browser.ipynb #m0000026
 def _connect(browser):
     "The function that each widget triggers."
-    import ipywidgets
+    ipywidgets = display_library("ipywidgets")
     filters = dict.fromkeys(("kind", "pulses", "run", "error"), _filter)
     actions = dict(file=_open_file, order=_sort, place=_show, moment=_move, noise=_switch_noise,
                    event_id=_jump)
@@ -301,10 +302,10 @@ def _open_event(browser, row):
     _close(browser)
     _move(browser)
 
-# %% ../nbs/48_browser.ipynb #e674be0f
+# %% ../nbs/48_browser.ipynb #m0000035
 def _draw_event(browser):
     "Traces of another event in place of the old ones; the strings, the axes and the camera stay."
-    import plotly.graph_objects as go
+    go = display_library("plotly.graph_objects")
     new = display_event(browser.view, panels=True)
     new.update_traces(visible=True, selector=dict(meta="now"))
     for name in ("noise", "noise in time"):
@@ -410,7 +411,7 @@ def _facts(browser, record, predictions) -> str: # HTML
     head = ["azimuth [°]", "zenith [°]", "error [°]", "kappa", "r68 [°]"]
     return ", ".join(known) + _html_table(head, rows)
 
-# %% ../nbs/48_browser.ipynb #5d75ac78
+# %% ../nbs/48_browser.ipynb #m0000047
 def _show_dom(browser, sensor_id):
     "The close-up of a hit DOM, next to the scene."
     if browser.model is None: return

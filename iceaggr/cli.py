@@ -95,7 +95,7 @@ def _say_skipped(args, folder) -> str: # the end of a line
     if args.on_bad_event != "skip": return ""
     from iceaggr.common import plural
     path = Path(folder) / "skipped.csv"
-    with open(path, newline="") as table: n = sum(1 for _ in csv.reader(table)) - 1
+    with open(path, newline="", encoding="utf-8") as table: n = sum(1 for _ in csv.reader(table)) - 1
     return f"; {plural(n, 'bad event')} left out, see {path}"
 
 # %% ../nbs/49_cli.ipynb #f2a77324
@@ -245,10 +245,12 @@ def _write_table(table, path):
         if path.suffix == ".csv": table.to_csv(part, index=False)
         else: table.to_parquet(part, index=False)
 
-# %% ../nbs/49_cli.ipynb #3eba3c83
+# %% ../nbs/49_cli.ipynb #m0000032
 def evaluate(args):
     "Compare predictions with the truth and with the line fit."
+    from iceaggr.common import display_library
     from iceaggr.report import evaluate_dataset
+    display_library("matplotlib.figure")                      # missing: better now than after the work
     if args.on_bad_event == "skip": _spare_data(Path(args.out) / "skipped.csv", args.data)
     report = Path(args.out) / "report.html"
     _make_place(report)
@@ -572,7 +574,8 @@ def _train_options(p):
     p.add_argument("--init", metavar="WEIGHTS",
                    help="start from these weights: a .safetensors file, the folder of a run, or a pretrained "
                         "model's name")
-    p.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
+    p.add_argument("--resume", action="store_true",
+                   help="continue the run in --out from its last checkpoint; without one, start the run")
     _optimisation_options(p)
     _machine_options(p)
     _add_on_bad_event(p)
@@ -679,7 +682,7 @@ VERBS = {
     bench: _bench_options,
 }
 
-# %% ../nbs/49_cli.ipynb #490c9a46
+# %% ../nbs/49_cli.ipynb #m0000071
 def main(
     argv:list | None=None, # arguments; None: those of the process
 ) -> int: # exit code
@@ -694,7 +697,8 @@ def main(
     try: args.run_verb(args)
     except (UsageError, FileExistsError) as e: return _complain(e, 2)
     except (NotImplementedError, RecursionError): raise     # mistakes of the program
-    except (ValueError, OSError, FloatingPointError, RuntimeError) as e: return _complain(e, 1)
+    except (ValueError, OSError, FloatingPointError, RuntimeError, ModuleNotFoundError) as e:
+        return _complain(e, 1)
     except KeyboardInterrupt:
         advice = ": run the same command again" if args.verb in ("simulate", "prepare") else ""
         return _complain(f"interrupted{advice}", 130)
@@ -722,6 +726,13 @@ def _complain(error, code) -> int: # the exit code
                  "in a new run a smaller --max-pulses or --batch-size, too")
     print(f"iceaggr: error: {text or type(error).__name__}", file=sys.stderr)
     return code
+
+# %% ../nbs/49_cli.ipynb #7c1f2b31
+def end_torchrun_options():
+    "Put `--` before `iceaggr.cli` on the command line of torchrun; do nothing in any other process."
+    before = sys.orig_argv[:sys.orig_argv.index("iceaggr.cli")] if "iceaggr.cli" in sys.orig_argv else []
+    under_torchrun = any(a == "torch.distributed.run" or Path(a).stem == "torchrun" for a in before)
+    if under_torchrun and "--" not in before: sys.argv.insert(sys.argv.index("iceaggr.cli"), "--")
 
 # %% ../nbs/49_cli.ipynb #289f7a41
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())     # a notebook has no __file__

@@ -39,11 +39,9 @@ def _scaled(v):
 # %% ../nbs/02_direction.ipynb #125d2b10
 def _length(x, y, z=None):
     "Length of (x, y[, z]) with gradient 0, not 0/0, where it vanishes."
+    if z is not None: return _length(_length(x, y), z)        # (x, y) vanishes for a vector along z
     zero = (x == 0) & (y == 0)
-    if z is not None: zero = zero & (z == 0)
-    length = torch.hypot(torch.where(zero, 1., x), y)
-    if z is not None: length = torch.hypot(length, z)
-    return torch.where(zero, 0., length)
+    return torch.where(zero, 0., torch.hypot(torch.where(zero, 1., x), y))
 
 # %% ../nbs/02_direction.ipynb #2658f8a8
 _LARGEST_ZENITH = {torch.float64: math.pi, torch.float32: 3.1415925}    # float32's own pi is larger than pi
@@ -141,8 +139,8 @@ def vmf_resultant(
 ) -> Tensor: # (...) in [0, 1)
     "Length of the mean of all directions, coth(kappa) - 1 / kappa."
     kappa = _real(kappa)
-    small, k2 = kappa < _SMALL_KAPPA, kappa ** 2
-    large = torch.where(small, 1., kappa)
+    small = kappa < _SMALL_KAPPA
+    k2, large = torch.where(small, kappa, 0.) ** 2, torch.where(small, 1., kappa)
     series = kappa * (1 / 3 - k2 * (1 / 45 - k2 * (2 / 945 - k2 / 4725)))
     return torch.where(small, series, 1 / torch.tanh(large) - 1 / large)
 
@@ -150,7 +148,12 @@ def vmf_resultant(
 def _vmf_w(kappa, probability):
     "1 - cos of the radius that holds a probability."
     kappa = kappa.clamp(min=1e-30)
-    return (-torch.log1p(probability * torch.expm1(-2 * kappa)) / kappa).clamp(0, 2)
+    outside = torch.log1p(torch.where(probability < 1, probability, 0.) * torch.expm1(-2 * kappa))
+    return torch.where(probability < 1, (-outside / kappa).clamp(0, 2), 2.)
+
+def _root(x):
+    "Square root with gradient 0, not infinity, at 0."
+    return torch.where(x > 0, torch.where(x > 0, x, 1.).sqrt(), 0.)
 
 # %% ../nbs/02_direction.ipynb #44432e47
 def vmf_quantile(
@@ -163,7 +166,7 @@ def vmf_quantile(
     if not ((probability >= 0) & (probability <= 1)).all():
         raise ValueError(f"probability is {probability}; it must lie in [0, 1]")
     w = _vmf_w(kappa, probability)
-    return 2 * torch.atan2(w.sqrt(), (2 - w).sqrt())
+    return 2 * torch.atan2(_root(w), _root(2 - w))
 
 # %% ../nbs/02_direction.ipynb #124d730e
 def vmf_sample(
@@ -180,4 +183,4 @@ def vmf_sample(
     w = _vmf_w(kappa, torch.rand(shape, **options))[..., None]
     across = torch.randn((*shape, 3), **options)
     across = torch.nn.functional.normalize(across - (across * mu).sum(-1, keepdim=True) * mu, dim=-1)
-    return (1 - w) * mu + (w * (2 - w)).sqrt() * across
+    return (1 - w) * mu + _root(w * (2 - w)) * across

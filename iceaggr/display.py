@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EventView', 'plot_event', 'display_event']
 
-# %% ../nbs/04_display.ipynb #8d5e81c1
+# %% ../nbs/04_display.ipynb #m0000005
 import html
 import textwrap
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .common import display_library
 from .direction import angles_to_vector, angular_error, vmf_quantile
 from .display_page import save_display  # noqa: F401
 from iceaggr.geometry import (
@@ -314,7 +315,7 @@ def _cone_corners(centre, arrow) -> np.ndarray: # (49, 3) the tip, then the rim 
     rim = _length(centre, arrow.direction) * _rim(arrow.direction, arrow.radius)
     return centre + np.concatenate([np.zeros((1, 3)), rim])
 
-# %% ../nbs/04_display.ipynb #3b4aaa69
+# %% ../nbs/04_display.ipynb #m0000049
 _BALLS = 3, 10    # diameter of 1 p.e., largest [point]
 _SMALL = 7        # letters [point]
 
@@ -322,7 +323,7 @@ def time_colormap(
     colours=TIME_COLOURS, # early to late
 ):
     "The colours of the first times as a matplotlib colormap."
-    from matplotlib.colors import LinearSegmentedColormap
+    LinearSegmentedColormap = display_library("matplotlib.colors").LinearSegmentedColormap
     return LinearSegmentedColormap.from_list("time", colours)
 
 # %% ../nbs/04_display.ipynb #c88af0c1
@@ -344,7 +345,7 @@ def _draw_detector(axes, view):
     for ax in axes[1:]:
         ax.axhspan(*(ORIGIN_DEPTH - d for d in DUST_LAYER), color=view.theme.dust, alpha=0.5, zorder=-1, lw=0)
 
-# %% ../nbs/04_display.ipynb #9fadcce5
+# %% ../nbs/04_display.ipynb #m0000052
 def _draw_time_axis(ax, view):
     "Axes of the third panel: every lit DOM has a place."
     _panel_axis(ax, view.clock, "z [m]")
@@ -356,7 +357,7 @@ def _draw_time_axis(ax, view):
 
 def _few_ticks():
     "About four ticks at round numbers."
-    from matplotlib.ticker import MaxNLocator
+    MaxNLocator = display_library("matplotlib.ticker").MaxNLocator
     return MaxNLocator(nbins=4, steps=[1, 2, 5, 10])
 
 # %% ../nbs/04_display.ipynb #3af493d8
@@ -415,7 +416,7 @@ def _draw_paths(ax, view, plane):
 # %% ../nbs/04_display.ipynb #db70608c
 def _ball(view, charge, colour, fill, label):
     "A ball in the legend."
-    from matplotlib.lines import Line2D
+    Line2D = display_library("matplotlib.lines").Line2D
     diameter = float(_ball_sizes(charge, view.doms.charge.max(), *_BALLS))
     return Line2D([], [], ls="", marker="o", mew=0.4, mec=colour, mfc=fill, label=label, ms=diameter)
 
@@ -425,10 +426,10 @@ def _cone_label(arrow):
     if arrow.radius is None: return arrow.name
     return f"{arrow.name} (68 % cone: {np.degrees(arrow.radius):.0f}°)"
 
-# %% ../nbs/04_display.ipynb #316549b9
+# %% ../nbs/04_display.ipynb #m0000062
 def _legend(view): # handles of the legend
     "Paths, DOMs, and balls of some charges."
-    from matplotlib.lines import Line2D
+    Line2D = display_library("matplotlib.lines").Line2D
     handles = []
     for a in view.arrows:
         style = "--" if a.dash == "dash" else "-"
@@ -443,7 +444,7 @@ def _legend(view): # handles of the legend
 # %% ../nbs/04_display.ipynb #91d476a0
 def _new_panels(figsize):
     "A figure of three panels with the sizes of print."
-    import matplotlib.pyplot as plt
+    plt = display_library("matplotlib.pyplot")
     fig, axes = plt.subplots(1, 3, figsize=figsize, layout="constrained", dpi=150)
     for ax in axes:
         ax.tick_params(labelsize=_SMALL, width=0.6)
@@ -593,10 +594,10 @@ def _arrow_lines(view) -> dict: # properties of the traces of paths, heads and c
         if a.radius is not None: traces[f"cone {a.name}"] = _coordinates(_cone_corners(view.centre, a))
     return traces
 
-# %% ../nbs/04_display.ipynb #82e2f3bd
+# %% ../nbs/04_display.ipynb #m0000086
 def _hex_colours(view, times):
     "The colours of some times as text: plotly's bars warn of numbers."
-    from matplotlib.colors import to_hex
+    to_hex = display_library("matplotlib.colors").to_hex
     place = np.interp(times, view.times, [0, 1])
     return [to_hex(colour) for colour in time_colormap(view.theme.times)(place)]
 

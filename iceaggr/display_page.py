@@ -10,7 +10,7 @@ import html
 import json
 from pathlib import Path
 
-from .common import atomic_write
+from .common import atomic_write, display_library
 
 # %% ../nbs/04a_display_page.ipynb #176ef4ff
 def save_display(
@@ -36,14 +36,14 @@ def save_display(
 # %% ../nbs/04a_display_page.ipynb #2fda2a00
 def _save_static(fig, path, kind):
     "Write a figure; fonts as TrueType in a PDF, as text in an SVG."
-    import matplotlib
+    matplotlib = display_library("matplotlib")
     fonts = {"pdf.fonttype": 42, "svg.fonttype": "none"}      # no argument of savefig does this
     with matplotlib.rc_context(fonts):
         fig.savefig(path, format=kind, dpi=300, metadata={"Creator": "iceaggr"} if kind == "pdf" else None)
 
 def _write_script(path):
     "Plotly's script, unless the same one is there."
-    from plotly.offline import get_plotlyjs
+    get_plotlyjs = display_library("plotly.offline").get_plotlyjs
     script = get_plotlyjs().encode()
     if path.is_file() and path.read_bytes() == script: return
     with atomic_write(path) as part: part.write_bytes(script)
@@ -72,7 +72,7 @@ _HEAD = """<head><title>{title}</title>
 
 def _page(fig, title, plotly):
     "A page that the display fills."
-    import plotly.graph_objects as go
+    go = display_library("plotly.graph_objects")
     whole = go.Figure(fig).update_layout(height=None, autosize=True)
     script = _FIT.replace("META", json.dumps(fig.layout.meta or {}))
     page = whole.to_html(include_plotlyjs=True if plotly == "inside" else "directory", full_html=True,

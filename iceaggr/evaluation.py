@@ -6,7 +6,7 @@
 __all__ = ['event_truth', 'check_predictions', 'read_predictions', 'event_errors', 'summary', 'calibration', 'metrics_of',
            'evaluate', 'plot_errors', 'plot_binned', 'plot_types', 'plot_calibration', 'plot_angles']
 
-# %% ../nbs/22_evaluation.ipynb #7cffbfd1
+# %% ../nbs/22_evaluation.ipynb #m0000002
 import math
 import warnings
 from pathlib import Path
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import torch
 
-from .common import DataError, shorten, single_line
+from .common import DataError, display_library, shorten, single_line
 from .data import IceCubeDataset
 from .direction import angles_to_vector, angular_error, vmf_quantile
 from .io.kaggle import UNREADABLE, open_parquet
@@ -400,10 +400,10 @@ def _axes(n=1, width=6.4, height=3.8):
 # %% ../nbs/22_evaluation.ipynb #ea1a0092
 def _plain_log(axis, subs=(1, 2, 5)):
     "A logarithmic axis with plain numbers at 1, 2, 5, 10, ..."
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-    axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
-    axis.set_minor_formatter(NullFormatter())
+    ticker = display_library("matplotlib.ticker")
+    axis.set_major_locator(ticker.LogLocator(subs=subs))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:,.10g}"))
+    axis.set_minor_formatter(ticker.NullFormatter())
 
 # %% ../nbs/22_evaluation.ipynb #143b695e
 def plot_errors(
@@ -550,7 +550,7 @@ def plot_calibration(
 # %% ../nbs/22_evaluation.ipynb #2de28708
 def _draw_angle(figure, ax, true, predicted, name, end):
     "Predicted against true angle [degrees] as a histogram in two dimensions."
-    from matplotlib.colors import LogNorm
+    LogNorm = display_library("matplotlib.colors").LogNorm
     ticks, limits = range(0, end + 1, end // 6), [[0, end], [0, end]]
     *_, image = ax.hist2d(true, predicted, bins=60, range=limits, norm=LogNorm(), cmap="viridis")
     ax.plot([0, end], [0, end], ":", color=ORANGE, lw=1)

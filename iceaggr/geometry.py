@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 import iceaggr
-from .common import shorten
+from .common import display_library, shorten
 from .style import BLUE, DUST, GREY, ORANGE, interactive_figure, new_axes
 
 # %% ../nbs/01_geometry.ipynb #ed2abf1e
@@ -169,7 +169,7 @@ def _parts(geometry): # of strings
 
 def _number_strings(ax, xy):
     "Write IceCube's numbers next to the strings."
-    from matplotlib.patheffects import withStroke
+    withStroke = display_library("matplotlib.patheffects").withStroke
     outline = [withStroke(linewidth=1, foreground="white")]
     for i, place in enumerate(xy):
         deepcore = i >= FIRST_DEEPCORE_STRING

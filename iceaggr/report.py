@@ -325,7 +325,7 @@ def write_report(
     for name, png in images.items():
         with atomic_write(out / f"{name}.png") as part: part.write_bytes(png)
     numbers, page = json.dumps(_plain(metrics), indent=1) + "\n", _report_html(metrics, images, title)
-    with atomic_write(out / "metrics.json") as part: part.write_text(numbers)
+    with atomic_write(out / "metrics.json") as part: part.write_text(numbers, encoding="utf-8")
     with atomic_write(out / "report.html") as part: part.write_text(page, encoding="utf-8")
     return out / "report.html"
 

@@ -6,6 +6,8 @@
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'PINK', 'AMBER', 'SKY', 'YELLOW', 'BLACK', 'GREY', 'DUST', 'PALETTE', 'new_axes']
 
 # %% ../nbs/54_style.ipynb #b96916d6
+from .common import display_library
+
 # Okabe and Ito, https://jfly.uni-koeln.de/color
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 AMBER, SKY, YELLOW, BLACK = "#E69F00", "#56B4E9", "#F0E442", "#000000"
@@ -20,7 +22,7 @@ def new_axes(
     **labels, # passed to `Axes.set` of each panel
 ): # figure; axes, or an array of them where n > 1
     "A figure in the house style, without touching matplotlib's settings."
-    import matplotlib.pyplot as plt
+    plt = display_library("matplotlib.pyplot")
     figure, axes = plt.subplots(1, n, figsize=(width, height), layout="constrained")
     for ax in axes if n > 1 else [axes]:
         ax.spines[["top", "right"]].set_visible(False)
@@ -33,7 +35,7 @@ def new_figure(
     height:float, # [inch]
 ): # matplotlib figure
     "An empty figure that pyplot does not keep, shown as the value of a cell."
-    from matplotlib.figure import Figure
+    Figure = display_library("matplotlib.figure").Figure
 
     class NewFigure(Figure):
         "A figure with a picture of its own: a kernel learns to show others when pyplot first draws."
@@ -51,7 +53,7 @@ def draw_png(static) -> str: # base64
     import base64
     import io
 
-    import matplotlib.pyplot as plt
+    plt = display_library("matplotlib.pyplot")
     picture, figure = io.BytesIO(), static()
     figure.savefig(picture, format="png", dpi=90)
     plt.close(figure)
@@ -68,7 +70,7 @@ def interactive_figure(
     static, # callable without arguments that returns a matplotlib figure
 ): # empty plotly figure
     "A plotly figure that also displays as the PNG of a static figure."
-    import plotly.graph_objects as go
+    go = display_library("plotly.graph_objects")
 
     class InteractiveFigure(go.Figure):
         "A plotly figure with a static picture."

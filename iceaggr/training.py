@@ -6,7 +6,7 @@
 __all__ = ['TrainSettings', 'MuonAdamW', 'predict_with_truth', 'validate', 'calibrate', 'loss_backward', 'train_step', 'fit',
            'plot_log', 'LiveCurves', 'train', 'choose_batches']
 
-# %% ../nbs/20_training.ipynb #m0000003
+# %% ../nbs/20_training.ipynb #m0000004
 import copy
 import dataclasses
 import functools
@@ -699,7 +699,7 @@ def _in_notebook() -> bool:
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return getattr(shell, "kernel", None) is not None
 
-# %% ../nbs/20_training.ipynb #24efd0b9
+# %% ../nbs/20_training.ipynb #m0000091
 def train(
     data, # folder in the Kaggle layout or in the prepared form
     run, # folder of the run, new unless `resume`
@@ -708,7 +708,7 @@ def train(
     valid_batches:list|None=None, # numbers of the files to validate on; None: the last
     settings:TrainSettings|None=None,
     init:str | Path | None=None, # initial weights: a .safetensors file, folder of a run, or pretrained model
-    resume:bool=False, # continue a run
+    resume:bool=False, # continue the run if there is one
     device:str|None=None, # None: cuda where there is one; several processes take one GPU each
     workers:int=0, # processes that load, for each process that trains
     progress:bool=True, # show progress bars
@@ -721,11 +721,12 @@ def train(
         files = choose_batches(data, train_batches, valid_batches, on_bad_event)
         train_ds, valid_ds = _open_data(data, files, settings, on_bad_event)
         torch.manual_seed(settings.seed)
-        resuming = _agree_on_resume(run, resume)
         model = _build_model(model, train_ds.geometry).to(device)
-        if init is not None and not resuming: _start_from(model, init)
+        if init is not None and not _agree_on_resume(run, resume): _start_from(model, init)
         facts = _run_facts(model, init, settings, files, train_ds, valid_ds, targets)
         on_first(lambda: stack.enter_context(claim_run(run, facts, resume)))
+        resuming = _agree_on_resume(run, resume)               # another process may have trained until now
+        if resume and not resuming and rank() == 0: tqdm.write(f"{run} has no checkpoint yet: the run starts")
         if on_bad_event == "skip":
             on_first(lambda: write_skipped([train_ds.skipped, valid_ds.skipped], run / "skipped.csv"))
         on_epoch = LiveCurves() if progress and _in_notebook() else None

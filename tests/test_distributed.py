@@ -281,7 +281,7 @@ def test_the_command_under_torchrun(data, tmp_path):
     done = torchrun(*train_command(data, run, *FILES, "--workers", "1"))
     assert done.returncode == 0 and done.stdout.count("best epoch: 1") == 1, done.stderr
     assert {p.name for p in run.iterdir()} == {
-        "best.safetensors", "curves.png", "last.safetensors", "log.csv", "settings.json", "state.pt"}
+        ".lock", "best.safetensors", "curves.png", "last.safetensors", "log.csv", "settings.json", "state.pt"}
     predict = ["predict", "--run", str(run), "--data", str(data), "--device", "cpu", "--out"]
     done = torchrun(*predict, two)
     assert done.returncode == 0 and done.stdout.count("110 predictions") == 1, done.stderr

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import random
-import resource
 import signal
 import time
 import zipfile
@@ -19,6 +18,7 @@ from processes import ended, kill, launch
 
 from iceaggr.cli import main
 from iceaggr.data import IceCubeDataset
+from iceaggr.engine import checkpoints
 from iceaggr.engine.checkpoints import CHECKPOINTS, claim_run
 from iceaggr.engine.prepare import prepare
 from iceaggr.model import HierarchicalTransformer
@@ -33,14 +33,16 @@ def data(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("data") / "tiny", {1: 40, 2: 10})
 
 
-def run_training(data, run, epochs=3, save_every_step=True, kill_at=None, full_at=None, largest=None):
+def run_training(data, run, epochs=3, save_every_step=True, kill_at=None, full_at=None, largest=None,
+                 workers=0):
     "Start or resume a run as a batch system would, with a checkpoint after each step."
     if kill_at is not None or full_at is not None: meddle(kill_at, full_at)
-    if largest is not None: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    if largest is not None:
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     settings = TrainSettings(epochs=epochs, batch_size=4, valid_events=10, held_out=4,
                              save_minutes=1e-9 if save_every_step else 5)
-    resume = (run / "settings.json").exists()
-    train(data, run, TINY, [1], [2], settings, resume=resume, device="cpu", progress=False)
+    train(data, run, TINY, [1], [2], settings, resume=True, device="cpu", workers=workers, progress=False)
 
 
 def meddle(kill_at, full_at):
@@ -90,7 +92,7 @@ def undisturbed(data, tmp_path_factory):
 def test_one_process_trains_a_run(data, tmp_path):
     "A second one that would resume it is refused and leaves the first alone, until that is killed."
     run, output = tmp_path / "run", tmp_path / "output"
-    first = launch(output, run_training, data, run, epochs=400)
+    first = launch(output, run_training, data, run, epochs=400, workers=1, daemon=False)
     while not (run / "state.pt").exists() and first[0].is_alive(): time.sleep(0.05)
     (run / ".log.csv.part1").touch()
     with pytest.raises(ValueError, match="is being trained by another process"):
@@ -109,12 +111,59 @@ def test_class_that_moved_to_another_module_resumes(tmp_path):
     with pytest.raises(ValueError, match="parts.pool.* -> "): claim_run(run, facts("__main__.MinPool"), True)
 
 
-def test_file_system_without_locks(data, undisturbed, tmp_path, monkeypatch):
+def test_reading_the_settings_keeps_the_lock(tmp_path):
+    "POSIX frees the locks that a process has on a file when it closes any descriptor of that file."
+    run, output = tmp_path / "run", tmp_path / "output"
+    with claim_run(run, dict(seed=1), False):
+        json.loads((run / "settings.json").read_text())
+        assert ended(launch(output, claim_run, run, dict(seed=1), True)) == [1]
+        assert "is being trained by another process" in output.read_text()
+    claim_run(run, dict(seed=1), True).close()
+
+
+def test_of_two_claims_at_once_one_is_refused(tmp_path, monkeypatch):
+    "While the first writes its settings, and before the second has looked at the folder again."
+    def refused(error): return pytest.raises(error, match="another process|not empty")
+
+    rename, lock = os.replace, checkpoints._lock
+    def replace(*args):
+        monkeypatch.setattr(os, "replace", rename)
+        with refused(ValueError): claim_run(tmp_path / "run", dict(seed=2), False)
+        rename(*args)
+
+    monkeypatch.setattr(os, "replace", replace)
+    claim_run(tmp_path / "run", dict(seed=1), False).close()
+    assert json.loads((tmp_path / "run/settings.json").read_text()) == dict(seed=1)
+
+    def lock_late(*args):
+        monkeypatch.setattr(checkpoints, "_lock", lock)
+        claim_run(tmp_path / "late", dict(seed=1), False).close()
+        lock(*args)
+
+    monkeypatch.setattr(checkpoints, "_lock", lock_late)
+    with refused(FileExistsError): claim_run(tmp_path / "late", dict(seed=2), False)
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_file_system_without_locks(tmp_path, monkeypatch, error):
     "A run goes on without one."
-    def lockf(*args): raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-    monkeypatch.setattr("fcntl.lockf", lockf)
-    run_training(data, tmp_path / "run", save_every_step=False)
-    same(tmp_path / "run", undisturbed)
+    def flock(*args): raise OSError(error, os.strerror(error))
+    monkeypatch.setattr("fcntl.flock", flock)
+    with claim_run(tmp_path / "run", dict(seed=1), False): pass
+    with claim_run(tmp_path / "run", dict(seed=1), True): pass
+
+
+def test_resume_starts_a_run_that_is_not_there(data, tmp_path, capsys):
+    "As a job needs it that is requeued with the command of its first start."
+    run, other = tmp_path / "run", tmp_path / "other"
+    run_training(data, run, epochs=1, save_every_step=False)
+    assert f"{run} has no checkpoint yet: the run starts" in capsys.readouterr().out
+    run_training(data, run, epochs=1, save_every_step=False)
+    assert "the run starts" not in capsys.readouterr().out
+    other.mkdir()
+    (other / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match="exists and is not empty"): run_training(data, other)
+    assert [p.name for p in other.iterdir()] == ["thesis.tex"]
 
 
 def kills(data, folder, expected, wanted, seed=0):
@@ -171,7 +220,7 @@ def test_full_disk(data, undisturbed, tmp_path):
     step = torch.load(run / "state.pt", weights_only=True)["step"]
     message = output.read_text()
     assert "No space left on device" in message and "--resume" in message and step == 4
-    assert not list(run.glob(".*"))                # no part of a file is left
+    assert not list(run.glob(".*.part*"))          # no part of a file is left
     assert ended(launch(output, run_training, data, run, largest=100_000)) == [1]
     assert "File too large" in output.read_text()
     assert torch.load(run / "state.pt", weights_only=True)["step"] == step
@@ -274,18 +323,18 @@ def test_a_run_without_matplotlib(data, tmp_path, monkeypatch):
 
 def test_a_refused_command_leaves_a_living_run_alone(tmp_path):
     "Of a file that is being written only a resume may think that its process was killed."
-    claim_run(tmp_path / "run", dict(seed=1), False)
+    claim_run(tmp_path / "run", dict(seed=1), False).close()
     part = tmp_path / "run/.state.pt.part123"
     part.touch()
     with pytest.raises(FileExistsError, match="--resume"): claim_run(tmp_path / "run", dict(seed=1), False)
     with pytest.raises(ValueError, match="seed: 1 -> 2"): claim_run(tmp_path / "run", dict(seed=2), True)
     assert part.exists()
     claim_run(tmp_path / "run", dict(seed=1), True)
-    assert [p.name for p in (tmp_path / "run").iterdir()] == ["settings.json"]
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {".lock", "settings.json"}
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed/.settings.json.part123").touch()                    # killed at its very start
     claim_run(tmp_path / "killed", dict(seed=1), False)
-    assert [p.name for p in (tmp_path / "killed").iterdir()] == ["settings.json"]
+    assert {p.name for p in (tmp_path / "killed").iterdir()} == {".lock", "settings.json"}
 
 
 def test_a_resume_with_other_events_is_refused(data, tmp_path):

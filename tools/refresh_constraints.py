@@ -33,7 +33,8 @@ def direct():
     "Names with their bounds, as in settings.ini."
     settings = configparser.ConfigParser()
     settings.read(ROOT / "settings.ini")
-    return (settings["DEFAULT"]["requirements"] + " " + settings["DEFAULT"]["dev_requirements"]).split()
+    parts = ("requirements", "display_requirements", "dev_requirements")
+    return " ".join(settings["DEFAULT"][part] for part in parts).split()
 
 
 def needed(name, found):

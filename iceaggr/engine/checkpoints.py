@@ -8,7 +8,6 @@ __all__ = []
 # %% ../../nbs/44_checkpoints.ipynb #a303409d
 import copy
 import errno
-import fcntl
 import json
 import math
 import os
@@ -16,11 +15,13 @@ import subprocess
 import warnings
 import zipfile
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 import iceaggr
@@ -162,32 +163,38 @@ def claim_run(
     run:Path, # folder
     facts:dict, # content of settings.json
     resume:bool, # continue the run that is there
-): # open file; no other process can claim the run while it is open
+): # ExitStack: no other process can claim the run until it is closed
     "Make the run's folder, or check that it can be continued with these settings."
-    path = run / "settings.json"
-    # files of a process that was killed while it wrote
-    unfinished = [part for name in RUN_FILES for part in run.glob(f".{name}.part*")]
-    if resume:
-        _check_facts(path, facts)
-        claim = _lock(path)
-    elif run.exists() and any(p not in unfinished for p in run.iterdir()):
-        raise FileExistsError(f"{run} exists and is not empty: add --resume to continue it, or choose "
-                              "another folder")
-    # Not before: the run that a refused command names may be alive.
-    for part in unfinished: part.unlink(missing_ok=True)
+    _check_claim(run, facts, resume)                          # refused before anything is written
     run.mkdir(parents=True, exist_ok=True)
-    if resume: return claim
-    with atomic_write(path) as part: part.write_text(json.dumps(facts, indent=1))
-    return _lock(path)
+    with ExitStack() as claim:
+        _lock(run, claim)
+        _check_claim(run, facts, resume)                      # again: another process may have been faster
+        for part in _unfinished(run): part.unlink(missing_ok=True)
+        path = run / "settings.json"
+        if not path.exists():
+            with atomic_write(path) as part: part.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        return claim.pop_all()
 
 # %% ../../nbs/44_checkpoints.ipynb #16fd1164
+def _check_claim(run, facts, resume):
+    "FileExistsError if the folder holds something else; ValueError if it holds a run with other settings."
+    path = run / "settings.json"
+    if resume and path.exists(): return _check_facts(path, facts)
+    others = set(run.iterdir() if run.exists() else ()) - {run / ".lock", *_unfinished(run)}
+    if not others: return
+    if path.exists(): remedy = "add --resume to continue it, or choose another folder"
+    else: remedy = "it holds no run (settings.json is missing): choose another folder"
+    raise FileExistsError(f"{run} exists and is not empty: {remedy}")
+
+def _unfinished(run):
+    "Files of a process that was killed while it wrote, or of one that writes now."
+    return [part for name in RUN_FILES for part in run.glob(f".{name}.part*")]
+
 def _check_facts(path, facts):
-    "ValueError unless settings.json exists and agrees with these facts."
+    "ValueError unless settings.json agrees with these facts."
     run = path.parent
-    if not path.exists():
-        raise ValueError(f"{run} holds no run to resume: settings.json is missing; leave out --resume to "
-                         "start one")
-    try: before = json.loads(path.read_text())
+    try: before = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
         raise ValueError(f"{path} is damaged ({e}): train into a new folder, with --init "
                          f"{run / 'last.safetensors'} to start from the last weights") from None
@@ -219,18 +226,20 @@ def _flatten(facts):
     return flat
 
 # %% ../../nbs/44_checkpoints.ipynb #dd63defa
+_NO_LOCKS = errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP      # errors of a file system without locks
+
 def _lock(
-    path:Path, # settings.json of a run
-): # the open file
-    "Lock a run until the file is closed or this process ends; ValueError if another process has it."
-    file = open(path, "r+")                                   # noqa: SIM115
-    try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        if e.errno not in (errno.EACCES, errno.EAGAIN): return file          # a file system without locks
-        file.close()
-        raise ValueError(f"{path.parent} is being trained by another process: wait for its end, or stop it "
+    run:Path, # its folder, which exists
+    claim:ExitStack, # frees the lock when it is closed
+):
+    "Lock a run until its claim is closed or this process ends; ValueError if another process has it."
+    lock = FileLock(run / ".lock", fallback_to_soft=False)
+    try: claim.enter_context(lock.acquire(timeout=0))
+    except Timeout:
+        raise ValueError(f"{run} is being trained by another process: wait for its end, or stop it "
                          "and resume then") from None
-    return file
+    except OSError as e:
+        if e.errno not in _NO_LOCKS: raise
 
 # %% ../../nbs/44_checkpoints.ipynb #7147f48e
 def source_commit() -> str|None: # "1a2b3c4", "1a2b3c4 with changes", or None outside a checkout

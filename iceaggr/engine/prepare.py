@@ -192,7 +192,8 @@ def _start_folder(root, out, split, wanted):
         if not (root / name).exists(): continue
         with atomic_write(out / name) as part: shutil.copyfile(root / name, part)
     promised = sorted({*promised_files(out, split), *wanted})
-    with atomic_write(out / f"{split}_files.json") as part: part.write_text(json.dumps(promised))
+    with atomic_write(out / f"{split}_files.json") as part:
+        part.write_text(json.dumps(promised), encoding="utf-8")
 
 # %% ../../nbs/41a_prepare.ipynb #bc903ffd
 def _prepare_files(root, out, split, files, wanted, check, progress, on_bad_event):

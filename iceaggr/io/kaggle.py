@@ -133,7 +133,7 @@ def _advice(path) -> str: # what to do about a file that is missing
 
 def _simulation_interrupted(meta) -> bool: # of a meta table that is missing
     if meta.name != "train_meta.parquet": return False
-    try: return not json.loads(meta.with_name("simulation.json").read_text()).get("complete")
+    try: return not json.loads(meta.with_name("simulation.json").read_text(encoding="utf-8")).get("complete")
     except (OSError, ValueError, AttributeError): return False
 
 # %% ../../nbs/40_kaggle_files.ipynb #b88f4ab9
@@ -352,7 +352,7 @@ def promised_files(
 ) -> list: # of int, ascending
     "The files that `prepare` was to make in all its runs; none where it left no list."
     path = data_root(root) / f"{split}_files.json"
-    try: return [index(b) for b in json.loads(path.read_text())] if path.exists() else []
+    try: return [index(b) for b in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
     except (ValueError, TypeError) as e:
         raise DataError(f"{path}: damaged ({single_line(e)}); remove it and run prepare again") from None
 

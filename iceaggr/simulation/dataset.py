@@ -326,13 +326,13 @@ def _fingerprint(geometry): # 8 hexadecimal digits
 def _write_settings(out:Path, settings:dict, complete:bool):
     "Record how a data set was simulated, and whether it is complete."
     text = json.dumps(settings | {"complete": complete}, indent=1) + "\n"
-    with atomic_write(out / "simulation.json") as part: part.write_text(text)
+    with atomic_write(out / "simulation.json") as part: part.write_text(text, encoding="utf-8")
 
 # %% ../../nbs/33_simulation.ipynb #f2243f67
 def _read_settings(out:Path): # dict
     "Settings of the data set in a folder; FileExistsError if there is none."
     mark = out / "simulation.json"
-    try: found = json.loads(mark.read_text()) if mark.is_file() else None
+    try: found = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else None
     except ValueError as e:
         raise FileExistsError(f"{mark} is damaged ({e}): remove {out}, or choose another folder") from None
     if isinstance(found, dict): return found
