@@ -491,8 +491,8 @@ def plot_event(
 # %% ../nbs/04_display.ipynb #2c8ea26c
 def _tint(fig, theme):
     "Background, axes and letters of a figure."
-    from matplotlib.axes import Axes
-    from matplotlib.text import Text
+    Axes = display_library("matplotlib.axes").Axes
+    Text = display_library("matplotlib.text").Text
     fig.set_facecolor(theme.paper)
     for ax in fig.findobj(Axes):
         ax.set_facecolor(theme.paper)

@@ -84,6 +84,7 @@ def test_display_libraries_are_imported_by_one_helper():
 
 
 def test_missing_display_library_is_named(monkeypatch):
+    monkeypatch.delitem(sys.modules, "plotly.graph_objects", raising=False)
     monkeypatch.setitem(sys.modules, "plotly", None)
     with pytest.raises(ModuleNotFoundError, match=r"plotly.*pip install 'iceaggr\[display\]'"):
         display_library("plotly.graph_objects")

@@ -16,7 +16,8 @@ def recipe(tmp_path_factory):
     "The commands of `make demo` in a fresh clone."
     folder = tmp_path_factory.mktemp("clone")
     for name in ("Makefile", "setup.py", "settings.ini", "constraints.txt"): shutil.copy(ROOT / name, folder)
-    done = subprocess.run(["make", "--no-print-directory", "-n", "demo"], cwd=folder, capture_output=True, text=True, check=True)
+    command = ["make", "--no-print-directory", "-n", "demo"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     return done.stdout.replace("\\\n", "").splitlines()
 
 

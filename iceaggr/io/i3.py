@@ -32,8 +32,8 @@ def _open(path): # a binary file that reads uncompressed bytes
     path = Path(path)
     if not path.is_file(): raise DataError(f"{path}: no such file; give an i3 file")
     with path.open("rb") as file: start = file.read(4)
-    if start[:2] == b"\x1f\x8b": return gzip.open(path)
-    if start[:3] == b"BZh": return bz2.open(path)
+    if start[:2] == b"\x1f\x8b": return gzip.open(path, "rb")
+    if start[:3] == b"BZh": return bz2.open(path, "rb")
     if start == b"\x28\xb5\x2f\xfd": return _open_zstd(path)
     if start == b"[i3]": return path.open("rb")
     raise DataError(f"{path}: not an i3 file; it begins with {start!r} in place of [i3]")
@@ -45,7 +45,7 @@ def _open_zstd(path):
     except ImportError:
         raise DataError(f"{path} is compressed with Zstandard: `pip install zstandard`, or unpack the file "
                         "with `zstd -d`") from None
-    return zstandard.open(path)
+    return zstandard.open(path, "rb")
 
 # %% ../../nbs/47_i3.ipynb #122e076f
 _LARGEST = 2**30        # bytes of an object; IceTray's own limit is 4 times higher
