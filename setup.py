@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="], interpolation=None)
 config.read("settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-display = cfg["display_requirements"].split()
+display, sky = cfg["display_requirements"].split(), cfg["sky_requirements"].split()
 
 setup(
     name=cfg["lib_name"],
@@ -24,7 +24,8 @@ setup(
     package_data={"iceaggr": ["pretrained/*", "*.mplstyle"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"display": display, "dev": display + cfg["dev_requirements"].split()},
+    extras_require={"display": display, "sky": sky,
+                    "dev": display + sky + cfg["dev_requirements"].split()},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],

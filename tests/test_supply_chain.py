@@ -25,7 +25,7 @@ def test_every_dependency_is_pinned_within_its_bounds():
     assert all(re.fullmatch(r"[a-z0-9-]+==[0-9a-z.]+", line) for line in lines)      # exact versions
     pinned = dict(line.split("==") for line in lines)
     assert len(pinned) == len(lines)
-    for group in ("requirements", "display_requirements", "dev_requirements"):
+    for group in ("requirements", "display_requirements", "sky_requirements", "dev_requirements"):
         for requirement in settings["DEFAULT"][group].split():
             name, bound, version = re.fullmatch(r"([\w-]+)(==|>=|<)([\d.]+)", requirement).groups()
             have, want = number(pinned[plain(name)]), number(version)

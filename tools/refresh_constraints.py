@@ -33,7 +33,7 @@ def direct():
     "Names with their bounds, as in settings.ini."
     settings = configparser.ConfigParser()
     settings.read(ROOT / "settings.ini")
-    parts = ("requirements", "display_requirements", "dev_requirements")
+    parts = ("requirements", "display_requirements", "sky_requirements", "dev_requirements")
     return " ".join(settings["DEFAULT"][part] for part in parts).split()
 
 
