@@ -409,7 +409,7 @@ def memory_call(what:str, pulses:pd.DataFrame, preset:str):
             settings = dict(vars(model_settings(preset)), dom_layers=1, event_layers=1)
             return padded_vector(HierarchicalTransformer(settings).eval(), reference_collate(events))
         if what in ("full-pulse", "full-pulse, scores held"):
-            flat = FullPulseTransformer(Geometry.nominal(), n_layers=1, fused=what == "full-pulse")
+            flat = FullPulseTransformer(Geometry.icecube86(), n_layers=1, fused=what == "full-pulse")
             return flat(*padded_events(events))
     raise ValueError(f"unknown measurement {what!r}")
 

@@ -21,6 +21,7 @@ from .common import DataError, display_library, shorten, single_line
 from .data import IceCubeDataset
 from .direction import angles_to_vector, angular_error, vmf_quantile
 from .io.kaggle import UNREADABLE, open_parquet
+from .pulses import exact_ids
 from .style import BLUE, GREY, ORANGE, new_figure
 
 # %% ../nbs/22_evaluation.ipynb #c3bffaef
@@ -82,6 +83,11 @@ def _number_column(frame, column, name):
     raise DataError(f"{name}: {fault}, {where}: {remedy}")
 
 # %% ../nbs/22_evaluation.ipynb #9912f905
+def _check_float_ids(ids, name):
+    "DataError for ids that a float does not hold exactly."
+    try: exact_ids(ids[ids == np.floor(ids)])
+    except ValueError as error: raise DataError(f"{name}: {error}") from None
+
 def _range_faults(frame): # yields bad rows, what is wrong, what to do
     "Ids must be whole and unique, angles in radians, uncertainties positive."
     ids = pd.to_numeric(frame.event_id)
@@ -110,6 +116,7 @@ def check_predictions(
     frame = frame.reset_index(drop=True)
     if not len(frame): raise DataError(f"{name}: no rows; predict at least one event")
     frame = frame.assign(**{c: _number_column(frame, c, name) for c in frame.columns})
+    if pd.api.types.is_float_dtype(frame.event_id): _check_float_ids(frame.event_id, name)
     for bad, fault, remedy in _range_faults(frame):
         first = shorten(frame.event_id[bad])
         if bad.any(): raise DataError(f"{name}: {fault}: {bad.sum():,} rows, first events {first}; {remedy}")

@@ -294,3 +294,12 @@ def test_directions_of_flight_are_doubted():
         warnings.simplefilter("error")
         event_errors(truth, truth)
         event_errors(truth.assign(azimuth=rng.permutation(truth.azimuth)), truth)
+
+
+def test_ids_of_predictions_are_exact():
+    "A float beyond 2^53 may stand for several events."
+    table = pd.DataFrame(dict(event_id=[2.0 ** 53 + 2, 3.0], azimuth=[1.0, 2.0], zenith=[1.0, 2.0]))
+    with pytest.raises(DataError, match="event_id: .* read the ids as int64"): check_predictions(table)
+    assert check_predictions(table.assign(event_id=[2.0, 3.0])).event_id.tolist() == [2, 3]
+    large = [2 ** 62 + 1, -2 ** 63]
+    assert check_predictions(table.assign(event_id=large)).event_id.tolist() == large

@@ -417,7 +417,7 @@ def demo_dataset(
     if finished.is_file(): return home
     making = Path(tempfile.mkdtemp(prefix=f"{home.name}.", dir=home.parent))
     try:
-        simulate_dataset(making, n_events, seed, geometry="small", progress=False)
+        simulate_dataset(making, n_events, seed, progress=False)
         os.rename(making, home)
     except OSError:
         if not finished.is_file(): raise  # otherwise another process was faster
