@@ -81,11 +81,14 @@ class _LogLines(tqdm_asyncio):
         super().close()
 
 # %% ../nbs/53_common.ipynb #43249aba
-def progress_bar(*args, **options): # as of tqdm
+def progress_bar(iterable=None, *args, **options): # as of tqdm
     "A bar in a notebook and in a terminal, lines elsewhere."
+    if iterable is not None:      # tqdm.auto iterates twice: a loader of N processes would start 2 N
+        if hasattr(iterable, "__len__"): options.setdefault("total", len(iterable))
+        iterable = iter(iterable)
     in_terminal = tqdm is tqdm_asyncio       # tqdm.auto found no notebook
     kind = _LogLines if in_terminal and not sys.stderr.isatty() else tqdm
-    return kind(*args, **options)
+    return kind(iterable, *args, **options)
 
 # %% ../nbs/53_common.ipynb #5d3e9a11
 def display_library(

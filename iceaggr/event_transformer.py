@@ -137,8 +137,7 @@ class EventTransformer(nn.Module):
         batch_size:int, # B
         dom_features:Tensor|None=None, # (D, 3) first time [ns], charge [p.e.], pulses; None: without them
         event_times:Tensor|None=None, # (B,) reference times [ns]; None: worked out from dom_features
-        event_ids=None, # not used
-        targets=None, # not used
+        event_ids=None, targets=None, # of a T2 batch, not used
     ) -> Tensor: # (B, 3): direction times kappa
         "The von Mises-Fisher vector of each event."
         inputs = dom_embeddings, dom_ids, dom_to_event_idx, batch_size, dom_features

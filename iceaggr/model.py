@@ -348,6 +348,10 @@ def _own_batches(dataset, indices, max_pulses):
 def _load(cls, path, device, pool):
     "A model from a file of weights."
     settings, state, parts = read_file(path)
+    bad = [name for name, x in state.items() if x.is_floating_point() and not x.isfinite().all()]
+    if bad:
+        raise ValueError(f"{path} holds weights that are not finite ({shorten(bad)}): the training diverged; "
+                         "use an earlier checkpoint, or train again at a lower learning rate")
     kind = find_model(parts.get("model"), cls)
     pool = find_part(parts.get("pool"), pool, "pool")
     with torch.random.fork_rng([]):      # initial weights are random, and replaced

@@ -313,3 +313,12 @@ def test_no_warning_from_a_plain_prediction(model, frame):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.predict(frame)
+
+
+def test_weights_that_are_not_finite_are_refused(model, tmp_path):
+    "A diverged run does not become predictions without values."
+    state = {name: x.clone() for name, x in model.state_dict().items()}
+    state["t2.head.1.weight"][0, 0] = torch.nan
+    model.save(tmp_path / "diverged.safetensors", state)
+    with pytest.raises(ValueError, match="not finite .t2.head.1.weight.: the training diverged"):
+        HierarchicalTransformer.load(tmp_path / "diverged.safetensors")

@@ -1,11 +1,14 @@
 """Progress: a bar in a terminal; a line now and then in a log."""
 import ast
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from iceaggr.common import progress_bar
 
 ROOT = Path(__file__).parents[1]
 # Each look at the clock is a second.
@@ -46,3 +49,20 @@ def test_every_bar_is_made_by_the_same_function():
             for node in ast.walk(ast.parse(path.read_text())):
                 named = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
                 assert not named or node.func.id != "tqdm", (path, node.lineno)
+
+
+def test_an_iterable_is_started_once():
+    "A loader would start its processes twice."
+    class Loader:
+        started = 0
+
+        def __len__(self): return 3
+
+        def __iter__(self):
+            self.started += 1
+            return iter(range(3))
+
+    for disable in (False, True):
+        loader = Loader()
+        bar = progress_bar(loader, "some", disable=disable, file=io.StringIO())
+        assert list(bar) == [0, 1, 2] and loader.started == 1 and (disable or bar.total == 3)
