@@ -732,7 +732,8 @@ def end_torchrun_options():
     "Put `--` before `iceaggr.cli` on the command line of torchrun; do nothing in any other process."
     before = sys.orig_argv[:sys.orig_argv.index("iceaggr.cli")] if "iceaggr.cli" in sys.orig_argv else []
     under_torchrun = any(a == "torch.distributed.run" or Path(a).stem == "torchrun" for a in before)
-    if under_torchrun and "--" not in before: sys.argv.insert(sys.argv.index("iceaggr.cli"), "--")
+    if under_torchrun and "--" not in before and "iceaggr.cli" in sys.argv:
+        sys.argv.insert(sys.argv.index("iceaggr.cli"), "--")
 
 # %% ../nbs/49_cli.ipynb #289f7a41
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())     # a notebook has no __file__
