@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from iceaggr.simulation.dataset import write_batch, write_table
+from iceaggr.io.writing import write_table
+from iceaggr.simulation.dataset import write_batch
 from iceaggr.simulation.neutrinos import MIXES
 
 PULSE_COLUMNS = ("sensor_id", "time", "charge", "auxiliary")

@@ -242,11 +242,11 @@ def _count_coincidences(batch, is_central) -> np.ndarray: # (B, 3) event_id, HLC
     "DOMs with a pulse in local coincidence, of each event of a batch."
     m, n = batch["metadata"], len(batch["metadata"]["event_ids"])
     lit = batch["dom_mask"] & (batch["packed_sequences"][..., 3] == 0)
-    hlc = torch.zeros(m["total_doms"], dtype=torch.bool)
+    hlc = torch.zeros(m["total_doms"], dtype=torch.bool, device=lit.device)
     hlc[m["global_dom_ids"][lit]] = True
-    event, central = m["dom_to_event_idx"][hlc], is_central[m["sensor_ids"][hlc]]
+    event, central = m["dom_to_event_idx"][hlc], is_central.to(lit.device)[m["sensor_ids"][hlc]]
     doms, inner = torch.bincount(event, minlength=n), torch.bincount(event[central], minlength=n)
-    return torch.stack([m["event_ids"], doms, inner], 1).numpy()
+    return torch.stack([m["event_ids"], doms, inner], 1).cpu().numpy()
 
 # %% ../nbs/17_model.ipynb #1e166e27
 def _warn_of_small_events(hits):

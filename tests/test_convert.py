@@ -79,6 +79,9 @@ def test_tables_of_pulses(simulated, expected, tmp_path):
                                          ("pulses", dict(truth=tmp_path / "truth"))]):
         assert file_format(tmp_path / name) == "table"
         same_events(IceCubeDataset(convert(tmp_path / name, tmp_path / f"out{k}", **options)), expected)
+    with pytest.raises(DataError, match="goes with a table of pulses"):
+        pd.DataFrame(dict(photons=[], mc_truth=[])).to_parquet(tmp_path / "photons")
+        convert(tmp_path / "photons", tmp_path / "x", truth=tmp_path / "truth")
     out = convert(tmp_path / "both.txt", tmp_path / "recorded", truth=False)
     assert len(IceCubeDataset(out, split="test")) == 12
 
@@ -138,6 +141,30 @@ def test_runs_of_one_table_are_kept_apart(simulated, tmp_path):
     assert ds.event_table().zenith[12:].eq(np.float32(0.5)).all()
     with pytest.raises(DataError, match="duplicated in the truth"):
         write_dataset(pulses, tmp_path / "x", pd.concat([truth, truth]))
+    with pytest.raises(DataError, match="truth has no column run_id, which tells events"):
+        write_dataset(runs[0], tmp_path / "x", truth)
+
+
+def test_ids_of_the_truth_are_exact(simulated, tmp_path):
+    "Text is the number that it names; a float beyond 2^53 is refused."
+    pulses, truth = simulated
+    as_text = truth.assign(event_id="0" + truth.event_id.astype(str))
+    assert len(IceCubeDataset(write_dataset(pulses, tmp_path / "out", as_text))) == 12
+    with pytest.raises(DataError, match="truth: .* read the ids as int64"):
+        write_dataset(pulses, tmp_path / "x", truth.assign(event_id=truth.event_id + 2.0 ** 53))
+
+
+@pytest.mark.parametrize("largest", [40, 2 ** 63 - 1])
+def test_splits_of_a_data_set_share_their_numbers(simulated, tmp_path, largest):
+    "The second call is numbered on, from below where there is no room above."
+    pulses, truth = simulated
+    pulses = pulses.assign(event_id=pulses.event_id.replace(0, largest))
+    truth = truth.assign(event_id=truth.event_id.replace(0, largest))
+    out = write_dataset(pulses, tmp_path / "out", truth)
+    write_dataset(pulses, out)
+    ids = [IceCubeDataset(out, split).event_ids.tolist() for split in ("train", "test")]
+    assert len({*ids[0], *ids[1]}) == 24 and largest in ids[0]
+    assert pd.read_parquet(out / "sources.parquet").event_id.is_unique
 
 
 def test_a_failed_addition_leaves_the_data_set(simulated, expected, tmp_path):

@@ -248,3 +248,64 @@ def test_samples(kappa):
 def test_shape_of_samples():
     "Samples come first."
     assert vmf_sample(torch.randn(5, 3), torch.ones(5), 4).shape == (4, 5, 3)
+
+
+# Gradients where a length or a square root vanishes
+
+AXES = torch.cat([torch.eye(3), -torch.eye(3), torch.zeros(1, 3)])
+UP = torch.tensor([0., 0., 1.])
+
+
+FUNCTIONS = {
+    "loss": lambda v: vmf_loss(v, UP.to(v), "sum"),
+    "loss of a blurred target": lambda v: vmf_loss(v, -UP.to(v), "sum", torch.full((7,), 0.5).to(v)),
+    "azimuth": lambda v: vector_to_angles(v)[0].sum(),
+    "zenith": lambda v: vector_to_angles(v)[1].sum(),
+    "angle": lambda v: angular_error(v, UP.to(v)).sum(),
+    "angle to itself": lambda v: angular_error(v, v.detach()).sum(),
+    "back and forth": lambda v: angles_to_vector(*vector_to_angles(v)).sum(),
+    "sample": lambda v: vmf_sample(v, torch.ones(7).to(v), 3).sum(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("size", [1e-30, 1e-3, 1., 1e4, 1e18])
+def test_gradient_along_the_axes_and_at_zero(name, dtype, size):
+    v = (AXES * size).to(dtype).requires_grad_()
+    value = FUNCTIONS[name](v)
+    value.backward()
+    assert value.isfinite() and v.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradient_of_the_loss_straight_up_is_that_nearby(dtype):
+    for z in (0.3, -0.3, 20., -20.):
+        exact, near = (torch.tensor([x, 0., z], dtype=dtype, requires_grad=True) for x in (0., 1e-4))
+        for v in (exact, near): vmf_loss(v, torch.tensor([0.6, 0., 0.8], dtype=dtype)).backward()
+        assert torch.allclose(exact.grad, near.grad, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kappa", [0., 1e-30, 0.1, 1., 50., 1e5, 1e18])
+def test_gradient_with_respect_to_kappa(kappa, dtype):
+    "Also of the cones that hold nothing and everything."
+    functions = [vmf_log_norm, vmf_resultant]
+    functions += [lambda k, p=p: vmf_quantile(k, p) for p in (0., 0.68, 1.)]
+    for function in functions:
+        k = torch.tensor(kappa, dtype=dtype, requires_grad=True)
+        value = function(k)
+        value.backward()
+        assert value.isfinite() and k.grad.isfinite()
+
+
+@pytest.mark.parametrize("size", [0., 1e-30, 1.])
+def test_gradient_of_the_head_along_the_axes(size):
+    "Of the length that T2 gives its vectors, and of the calibration."
+    from iceaggr.event_transformer import EventTransformer
+    t2 = EventTransformer(d_model=32, n_heads=2, n_layers=1)
+    t2.calibration.copy_(torch.tensor([0.9, 1.1]))
+    t2.head = torch.nn.Identity()
+    v = (AXES * size).requires_grad_()
+    vmf_loss(t2.calibrated(t2.vector_of(v)), UP.expand(7, 3)).backward()
+    assert v.grad.isfinite().all()

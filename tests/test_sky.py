@@ -1,13 +1,15 @@
 """Local directions and the sky: conventions against published events, and there and back."""
 import socket
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from astropy.utils import iers
+from astropy.utils.exceptions import AstropyWarning
 from conftest import folder_of
 
-sky = pytest.importorskip("iceaggr.sky")
-pytest.importorskip("astropy")
+from iceaggr import sky
 
 
 def test_published_events():
@@ -43,9 +45,21 @@ def test_azimuth_runs_against_right_ascension():
 
 
 def test_no_download(monkeypatch):
-    def refuse(*args, **kwargs): raise AssertionError("a connection was opened")
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    sky.equatorial([1.0], [1.0], [62_000.0])
+    tried = []
+
+    def refuse(*args, **kwargs):
+        tried.append(args)
+        raise OSError("no network")
+
+    for name in ("connect", "connect_ex"): monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    with pytest.warns(AstropyWarning, match="polar motions"): sky.equatorial([1.0], [1.0], [62_000.0])
+    assert not tried and iers.conf.auto_download and iers.conf.auto_max_age == 30
+
+
+def test_missing_astropy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "astropy", None)
+    with pytest.raises(ModuleNotFoundError, match=r"iceaggr\[sky\]"): sky.equatorial(1, 1, 58_000)
 
 
 def test_values_that_are_not_finite():

@@ -25,6 +25,7 @@ from iceaggr.io.kaggle import (
     parquet_rows,
     pulse_values,
     refuse,
+    repeated_events,
     value_faults,
     with_float32_charge,
 )
@@ -166,8 +167,7 @@ def find_bad_events(
         bad = reason != ""
         table.loc[rows[bad], "file"] = str(path)
         table.loc[rows[bad], "column"], table.loc[rows[bad], "reason"] = column[bad], reason[bad]
-    good = table.event_id.where(table.reason == "")
-    refuse(table, good.notna() & good.duplicated(), meta, "event_id", "is duplicated")
+    refuse(table, repeated_events(table), meta, "event_id", "is duplicated")
     return table
 
 # %% ../../nbs/50_bad_data.ipynb #37f7d6e8

@@ -6,7 +6,6 @@
 __all__ = ['read_events', 'convert']
 
 # %% ../../nbs/47a_convert.ipynb #16c1b373
-import sqlite3
 from contextlib import closing
 from pathlib import Path
 
@@ -16,24 +15,22 @@ import pyarrow.parquet as pq
 
 from ..common import DataError, shorten
 from ..geometry import ORIGIN_DEPTH, Geometry, load_geometry, sensors_at
-from .graphnet import graphnet_frames, graphnet_pieces
-from .i3 import read_i3
+from .graphnet import graphnet_frames, graphnet_pieces, open_sqlite
+from .i3 import USUAL_PULSES, read_i3
 from .writing import write_dataset
+from ..pulses import exact_ids
 
 # %% ../../nbs/47a_convert.ipynb #0c751809
 def _columns(path) -> dict: # table -> names of its columns; a file of one table has the table ""
     "The tables of a SQLite, Parquet or CSV file."
     with open(path, "rb") as file: start = file.read(16)
     if start.startswith(b"SQLite format 3"):
-        with closing(_open_sqlite(path)) as db:
+        with closing(open_sqlite(path)) as db:
             rows = db.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
             return {name: [row[1] for row in db.execute(f'PRAGMA table_info("{name}")')] for name, in rows}
     if start.startswith(b"PAR1"): return {"": pq.read_schema(path).names}
     try: return {"": pd.read_csv(path, nrows=0).columns.tolist()}
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError): return {"": []}
-
-def _open_sqlite(path): # read-only
-    return sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=ro", uri=True)
 
 # %% ../../nbs/47a_convert.ipynb #4bd31545
 _I3_STARTS = b"[i3]", b"\x1f\x8b", b"BZh", b"\x28\xb5\x2f\xfd"
@@ -62,10 +59,10 @@ def _prometheus_tables(path): # hits, truth: frames with event_id; prefix of the
         table = pd.read_parquet(path)
         hits = pd.json_normalize(table["photons"]).assign(event_id=np.arange(len(table)))
         names = ["sensor_pos_x", "sensor_pos_y", "sensor_pos_z", "t"]
-        hits = hits[[*names, "event_id"]].explode(names, ignore_index=True).dropna().astype(float)
+        hits = hits[[*names, "event_id"]].explode(names, ignore_index=True).dropna()
         truth = pd.json_normalize(table["mc_truth"]).assign(event_id=np.arange(len(table)))
         return hits, truth, "initial_state"
-    with closing(_open_sqlite(path)) as db:
+    with closing(open_sqlite(path)) as db:
         tables = [pd.read_sql(f"SELECT * FROM {name}", db) for name in ("total", "mc_truth")]
     hits, truth = (table.rename(columns={"event_no": "event_id"}) for table in tables)
     return hits, truth, "injection"
@@ -74,12 +71,12 @@ def _prometheus_tables(path): # hits, truth: frames with event_id; prefix of the
 def _prometheus(path, geometry): # pulses, truth
     "Events of a Prometheus file in our columns; DataError unless the detector is IceCube."
     hits, truth, prefix = _prometheus_tables(path)
-    place = hits[["sensor_pos_x", "sensor_pos_y", "sensor_pos_z"]].to_numpy(float) + [0, 0, ORIGIN_DEPTH]
+    place = hits[["sensor_pos_x", "sensor_pos_y", "sensor_pos_z"]].to_numpy(np.float64) + [0, 0, ORIGIN_DEPTH]
     try: sensor = sensors_at(place, geometry)
     except ValueError as error:
         raise DataError(f"{path}: its detector is not IceCube: {error}") from None
-    pulses = pd.DataFrame(dict(event_id=hits.event_id.astype(np.int64), sensor_id=sensor,
-                               time=hits.t.astype(float), charge=1.0))
+    pulses = pd.DataFrame(dict(event_id=exact_ids(hits.event_id), sensor_id=sensor,
+                               time=hits.t.astype(np.float64), charge=1.0))
     azimuth, zenith = truth[f"{prefix}_azimuth"], truth[f"{prefix}_zenith"]
     if prefix == "initial_state": azimuth, zenith = azimuth + np.pi, np.pi - zenith     # of origin
     truth = truth[["event_id"]].assign(azimuth=azimuth % (2 * np.pi), zenith=zenith)
@@ -111,6 +108,8 @@ def read_events(
     "Pulses and truth of a file of any known format, in pieces that fit into memory."
     if not isinstance(geometry, Geometry): geometry = load_geometry(geometry)
     path, kind = Path(path), file_format(path)
+    if kind != "table" and truth not in (None, False):
+        raise DataError(f"{path}: a file of truth goes with a table of pulses; this format has its own")
     if kind == "graphnet":
         yield from _graphnet(path, geometry, pulsemap, truth, only_known_doms)
         return
@@ -136,8 +135,7 @@ def _graphnet(path, geometry, pulsemap, truth, only_known_doms):
 def _usual_map(path, tables) -> str:
     "The table of pulses to take where none is named."
     maps = [name for name, columns in tables.items() if "dom_x" in columns and name != "truth"]
-    usual = ("SplitInIcePulses", "InIcePulses", "SplitInIceDSTPulses", "SRTInIcePulses")
-    found = [name for name in usual if name in maps] or maps
+    found = [name for name in USUAL_PULSES if name in maps] or maps
     if found: return found[0]
     raise DataError(f"{path}: no table of pulses; it has {shorten(tables, 12)}")
 

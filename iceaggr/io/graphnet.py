@@ -99,10 +99,13 @@ def graphnet_pieces(
                         f"{pulsemap}/ and {truth_table or 'no truth'}/")
 
 # %% ../../nbs/46_graphnet.ipynb #f1955f0d
+def open_sqlite(path): # connection, read-only
+    return sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=ro", uri=True)
+
 def _sqlite_pieces(path, pulsemap, truth_table, events):
     "Ranges of event_no."
     names = [pulsemap, *([truth_table] if truth_table else [])]
-    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+    with closing(open_sqlite(path)) as db:
         _check_tables(db, names, path)
         ids, used = _event_numbers(db, names, path), _pulse_columns(db, pulsemap)
         for k in range(0, len(ids), events):

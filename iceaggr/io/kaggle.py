@@ -323,6 +323,15 @@ def refuse(
     raise DataError(f"{path}: column {column}, event {event} (batch {batch}): {value} {what}; {count}: "
                     f"correct the file, {LEAVE_OUT}, or {OTHER_FILES}", column)
 
+def repeated_events(
+    meta:pd.DataFrame, # events
+) -> np.ndarray: # (B,) bool
+    "Good events whose id an earlier good one has. Ids stay whole numbers: as floats, large ones would merge."
+    good = (meta.reason == "").to_numpy() if "reason" in meta else np.ones(len(meta), bool)
+    repeated = np.zeros(len(meta), bool)
+    repeated[good] = meta.event_id[good].duplicated()
+    return repeated
+
 def _note(meta, bad, path, column, what):
     meta.loc[bad, ["file", "column"]] = str(path), column
     values = meta.loc[bad, column]

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ..common import DataError, atomic_write, single_line
 from .bad_events import SKIPPED_COLUMNS
-from .kaggle import META_COLUMNS, MISSING, TARGET_COLUMNS, UNREADABLE, refuse
+from .kaggle import META_COLUMNS, MISSING, TARGET_COLUMNS, UNREADABLE, refuse, repeated_events
 from ..pulses import Pulses
 
 # %% ../../nbs/41_prepared_files.ipynb #0d1b7c10
@@ -228,9 +228,7 @@ def join_prepared(
     "The events of several sets, none of them duplicated."
     table = pd.concat(tables, ignore_index=True)
     if skip or "reason" in table: table = _with_notes(table)
-    ids = table.event_id.where(table.reason == "") if "reason" in table else table.event_id
-    duplicated = ids.notna() & ids.duplicated()
-    refuse(table, duplicated, folder, "event_id", "is there more than once in the wanted files")
+    refuse(table, repeated_events(table), folder, "event_id", "is there more than once in the wanted files")
     return table
 
 # %% ../../nbs/41_prepared_files.ipynb #89bc58b8

@@ -19,7 +19,7 @@ from ..geometry import Geometry, load_geometry
 from .bad_events import SKIPPED_COLUMNS, write_skipped
 from .frames import read_frame
 from .kaggle import batch_files
-from ..pulses import MAX_TIME
+from ..pulses import MAX_TIME, exact_ids
 
 # %% ../../nbs/46b_writing.ipynb #a0ff3189
 def write_table(
@@ -67,17 +67,23 @@ def check_directions(
         if not bad.any(): continue
         k = bad.argmax()
         reason = "degrees are to be converted to radians" if angle[k] > high else (
-            "if negative values stand for unknown directions, convert without truth (truth_table=None)")
+            "if negative values stand for unknown directions, convert without truth (--truth none, "
+            "truth_table=None)")
         event = truth["event_id"].iloc[k]
         raise DataError(f"{name}: column {column}, event {event}: {angle[k]:.6g} is not in 0 to "
                         f"{high:.4f} rad; {reason}", column)
 
 # %% ../../nbs/46b_writing.ipynb #7f51a18d
-def _with_truth(keys, truth, name) -> tuple: # (B, columns) keys with the truth; reasons of events without
+def _with_truth(keys, truth, name) -> tuple: # (B, columns) keys with the truth; (B,) bool: without direction
     "The truth of each event, by the columns of its key."
     on = [c for c in keys if c in truth]
     missing = [c for c in ("event_id", "azimuth", "zenith") if c not in truth]
     if missing: raise DataError(f"{name}: column {', '.join(missing)} missing; it has {shorten(truth, 20)}")
+    try: truth = truth.assign(event_id=exact_ids(truth["event_id"]))
+    except ValueError as error: raise DataError(f"{name}, truth: {error}", "event_id") from None
+    if keys.duplicated(on).any():
+        raise DataError(f"{name}: the truth has no column {', '.join(c for c in keys if c not in on)}, which "
+                        "tells events of the same number apart: add it", "event_id")
     repeated = truth.duplicated(on)
     if repeated.any():
         event = truth["event_id"][repeated].iloc[0]
@@ -96,6 +102,7 @@ def _new_ids(
     own = keys["event_id"].to_numpy(np.int64)
     if len(np.unique(own)) == len(own) and taken.isdisjoint(own.tolist()): return own
     start = max(taken, default=-1) + 1
+    if start > np.iinfo(np.int64).max - len(own): start = min(taken) - len(own)      # no room above
     return np.arange(start, start + len(own))
 
 # %% ../../nbs/46b_writing.ipynb #5e4e190f
@@ -105,9 +112,9 @@ class _Folder:
         self.out, self.split, self.geometry = Path(out).expanduser(), split, geometry
         self.tables = {name: self._read(name) for name in (f"{split}_meta", "truth", "sources")}
         self._check()
-        meta = self.tables[f"{split}_meta"]
-        self.taken = set(meta[0].event_id.tolist()) if meta else set()
-        self.batch = max(batch_files(self.out, split), default=0) if meta else 0
+        known = [table for name in ("train_meta", "test_meta") for table in self._read(name)]
+        self.taken = {i for table in known for i in table.event_id.tolist()}
+        self.batch = max(batch_files(self.out, split), default=0) if self.tables[f"{split}_meta"] else 0
         self.written, self.skipped = [], []
 
     def _read(self, name): # list of one table, or of none

@@ -23,11 +23,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..common import atomic_write, progress_bar
 from ..geometry import N_SENSORS, Geometry, default_efficiency, load_geometry
+from ..io.writing import meta_rows, write_table
 from .light import Detector, event_light
 from .neutrinos import KINDS, SimulationSettings, arrival_angles, sample_neutrinos
 from .readout import SMT, delayed_pulses, noise_hits, read_out, spe_charge
@@ -258,12 +257,6 @@ def _chunks_in_order(
         finally:
             pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, start nothing that still waits
 
-# %% ../../nbs/33_simulation.ipynb #31ce0a6a
-def write_table(frame:pd.DataFrame, path:Path, index:bool|None=False):
-    "Write a Parquet file with checksums."
-    table = pa.Table.from_pandas(frame, preserve_index=index)
-    with atomic_write(path) as part: pq.write_table(table, part, write_page_checksum=True)
-
 # %% ../../nbs/33_simulation.ipynb #b4351d41
 def write_batch(
     out:Path, batch_id:int, # folder of the data set, number of the file
@@ -271,12 +264,9 @@ def write_batch(
 ): # rows of train_meta
     "Write one batch file of the Kaggle layout."
     count = np.bincount(pulses.event_id - truth.event_id.iloc[0], minlength=len(truth))
-    last = np.cumsum(count) - 1
     write_table(pulses.set_index("event_id"), out / "train" / f"batch_{batch_id}.parquet", index=None)
-    return pd.DataFrame({
-        "batch_id": np.full(len(truth), batch_id), "event_id": truth.event_id.to_numpy(),
-        "first_pulse_index": last - count + 1, "last_pulse_index": last,
-        "azimuth": truth.azimuth.to_numpy(), "zenith": truth.zenith.to_numpy()})
+    rows = meta_rows(batch_id, truth.event_id.to_numpy(), count)
+    return rows.assign(azimuth=truth.azimuth.to_numpy(), zenith=truth.zenith.to_numpy())
 
 # %% ../../nbs/33_simulation.ipynb #72c12e48
 def _files_of_chunks(chunks, n_events:int, per_file:int, bar): # yields pulses, truth of each file
