@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 import iceaggr
-from .common import display_library, shorten
+from .common import atomic_write, display_library, shorten
 from .style import BLUE, DUST, GREY, ORANGE, interactive_figure, new_axes
 
 # %% ../nbs/01_geometry.ipynb #ed2abf1e
@@ -370,7 +370,7 @@ def _write_csv(geometry, path):
     table.insert(0, "sensor_id", np.arange(len(geometry)))
     if not np.array_equal(geometry.efficiency, default_efficiency()):
         table["efficiency"] = geometry.efficiency
-    table.to_csv(path, index=False)
+    with atomic_write(path) as part: table.to_csv(part, index=False)
 
 # %% ../nbs/01_geometry.ipynb #b7ea2760
 def _fill_string(found, values, nominal):

@@ -560,9 +560,8 @@ def _end_epoch(job):
 
 # %% ../nbs/20_training.ipynb #b15824b9
 def _keep_best(job, error):
-    "Store the averaged weights in the state if their mean error is the lowest so far."
-    error = error if math.isfinite(error) else math.inf          # no number is below NaN
-    if error < job.state["best"] or job.state["best_weights"] is None:
+    "Store the averaged weights in the state if they have learnt and their mean error is the lowest so far."
+    if job.state["epoch_events"] and error < job.state["best"]:       # never so for NaN
         job.state.update(best=error, best_weights=_copy_weights(job.average))
 
 # %% ../nbs/20_training.ipynb #fa3d7757
@@ -582,7 +581,11 @@ def _describe_epoch(row):
 
 # %% ../nbs/20_training.ipynb #3dbe203d
 def _finish(job):
-    "Calibrate the best weights of the run."
+    "Calibrate the best weights of the run; FloatingPointError if there are none."
+    if job.state["best_weights"] is None:
+        job.save()
+        raise FloatingPointError("no epoch of this run has a finite error, so there are no best weights: "
+                                 "train into a new folder with a lower learning rate")
     best = copy.deepcopy(job.average)
     best.load_state_dict(job.state["best_weights"])
     calibrate(best, job.train_ds, job.held_out, job.settings.precision)
@@ -818,12 +821,17 @@ def _run_facts(model, init, settings, files, train_ds, valid_ds, targets):
     if not same_for_all(zlib.crc32(repr(list(checksums.values())).encode())):
         raise DataError("the processes see different events or targets: give all hosts the same files")
     return dict(
-        init=None if init is None else str(init), model=dataclasses.asdict(model.settings),
+        init=_resolved(init), model=dataclasses.asdict(model.settings),
         parts=getattr(model, "parts", None), train=dataclasses.asdict(settings), train_batches=files[0],
         valid_batches=files[1], train_events=len(train_ds), valid_events=len(valid_ds), **checksums,
         version=__version__, commit=source_commit())
 
 # %% ../nbs/20_training.ipynb #a59e5d9c
+def _resolved(init):
+    "The full path of a file of weights or the folder of a run; names of models stay."
+    if init is None: return None
+    return str(Path(init).resolve() if Path(init).exists() else init)
+
 def _targets_checksum(dataset, targets, chunk=65_536):
     "CRC-32 of the targets of all events; also finds out early that some event has none."
     checksum = 0

@@ -35,7 +35,15 @@ def save_weights(
     if parts is not None: header["parts"] = json.dumps(parts)
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as part: part.write_bytes(safetensors_bytes(tensors, header))
+    data = _sort_header(safetensors_bytes(tensors, header))
+    with atomic_write(path) as part: part.write_bytes(data)
+
+def _sort_header(data): # content of a safetensors file
+    "The same with sorted names: equal weights give equal files, whatever order safetensors chose."
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:8 + size]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)                       # tensors start at a multiple of 8 bytes
+    return len(header).to_bytes(8, "little") + header + data[8 + size:]
 
 # %% ../nbs/18_weights.ipynb #e72c0393
 def read_file(

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import time
 import zipfile
@@ -21,6 +22,7 @@ from iceaggr.data import IceCubeDataset
 from iceaggr.engine import checkpoints
 from iceaggr.engine.checkpoints import CHECKPOINTS, claim_run
 from iceaggr.engine.prepare import prepare
+from iceaggr.geometry import Geometry, load_geometry
 from iceaggr.model import HierarchicalTransformer
 from iceaggr.training import TrainSettings, fit, train
 from iceaggr.weights import read_weights
@@ -353,8 +355,60 @@ def test_a_resume_with_other_events_is_refused(data, tmp_path):
     with pytest.raises(ValueError, match="train.lr"): resume(data, dataclasses.replace(settings, lr=1.))
     resume(data, dataclasses.replace(settings, graph_pulses=99))               # changes only the memory
     with pytest.raises(ValueError, match="train_checksum"): resume(other, settings)
+    for changed in same_events_with_others(data, tmp_path):
+        with pytest.raises(ValueError, match="train_checksum"): resume(changed, settings)
     prepare(data, tmp_path / "prepared", progress=False)
     assert len(resume(tmp_path / "prepared", settings)) == 1       # the other form of the same data
+
+
+def same_events_with_others(data, folder): # yields folders
+    "The same ids, sizes and directions, with other charges, sensors and efficiencies."
+    for column, change in (("charge", lambda x: 2 * x), ("sensor_id", lambda x: 5159 - x)):
+        shutil.copytree(data, folder / column)
+        for path in (folder / column / "train").iterdir():
+            pulses = pd.read_parquet(path)
+            pulses.assign(**{column: change(pulses[column])}).to_parquet(path)
+        yield folder / column
+    shutil.copytree(data, folder / "geometry")
+    geometry = load_geometry()
+    Geometry(geometry.xyz, 0.9 * geometry.efficiency).to_csv(folder / "geometry/sensor_geometry.csv")
+    yield folder / "geometry"
+
+
+@pytest.mark.parametrize("text", ["", "[1]", None])
+def test_lost_settings_are_taken_from_the_checkpoint(data, tmp_path, text):
+    "An emptied settings.json beside whole checkpoints; other settings are refused as before."
+    settings = TrainSettings(epochs=1, batch_size=4, valid_events=10, held_out=4)
+    run = tmp_path / "run"
+    def start(settings):
+        train(data, run, TINY, [1], [2], settings, resume=True, device="cpu", progress=False)
+
+    start(settings)
+    path = run / "settings.json"
+    before = path.read_text()
+    if text is None: path.unlink()
+    else: path.write_text(text)
+    with pytest.raises(ValueError, match="train.lr"): start(dataclasses.replace(settings, lr=1.))
+    start(settings)
+    assert json.loads(path.read_text()) == json.loads(before)
+    path.write_text("")
+    for name in CHECKPOINTS: (run / name).unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="settings.json cannot be read"): start(settings)
+
+
+def test_initial_weights_are_known_by_their_full_path(data, tmp_path, monkeypatch):
+    "The same file by another path may be resumed, another file of the same name may not."
+    settings = TrainSettings(epochs=1, batch_size=4, valid_events=10, held_out=4)
+    for folder in ("a", "b"):
+        HierarchicalTransformer(TINY, load_geometry()).save(tmp_path / folder / "first.safetensors")
+    def start(folder, init):
+        monkeypatch.chdir(tmp_path / folder)
+        train(data, tmp_path / "run", TINY, [1], [2], settings, init, resume=True, device="cpu",
+              progress=False)
+
+    start("a", "first.safetensors")
+    start("b", "../a/first.safetensors")
+    with pytest.raises(ValueError, match="init: "): start("b", "first.safetensors")
 
 
 def test_an_epoch_without_a_finite_error_is_not_the_best(data, tmp_path, monkeypatch):
@@ -370,7 +424,7 @@ def test_an_epoch_without_a_finite_error_is_not_the_best(data, tmp_path, monkeyp
         return {k: x.clone() for k, x in average.state_dict().items()}
     monkeypatch.setattr("iceaggr.training._copy_weights", copy_weights)
     train(data, tmp_path / "run", TINY, [1], [2], settings, device="cpu", progress=False)
-    assert len(saved) == 3                           # the first, the second, and the second calibrated
+    assert len(saved) == 2                           # the second, and the second calibrated
     assert torch.load(tmp_path / "run/state.pt", weights_only=True)["best"] == 40
     errors = iter([float("nan")])
     monkeypatch.setattr("iceaggr.training.vmf_loss", lambda vector, *more: vector.sum() * float("nan"))

@@ -1,12 +1,17 @@
 """Simulated events: neutrinos, light, read-out, and the data sets made of them."""
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from processes import launch
 
 from iceaggr.data import IceCubeDataset
 from iceaggr.geometry import (
@@ -438,6 +443,31 @@ def test_interrupted_data_set_is_made_again(folder, tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new/.simulation.json.part1").touch()
     assert not list(simulate_dataset(tmp_path / "new", 20, progress=False).rglob(".*"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_their_parent(tmp_path, end):
+    "However that ends; otherwise each would keep its memory for ever."
+    [parent] = launch(tmp_path / "output", simulate_dataset, tmp_path / "data", 50_000, workers=2,
+                      progress=False, daemon=False)
+    deadline = time.monotonic() + 60
+    while len(workers := children(parent.pid)) < 2 and time.monotonic() < deadline: time.sleep(0.05)
+    os.kill(parent.pid, end)
+    parent.join()
+    while any(map(is_running, workers)) and time.monotonic() < deadline: time.sleep(0.05)
+    assert len(workers) == 2 and not any(map(is_running, workers))
+
+
+def children(process) -> list: # ids of processes
+    text = Path(f"/proc/{process}/task/{process}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def is_running(process) -> bool: # a zombie has ended
+    try: state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError: return False
+    return state != "Z"
 
 
 @pytest.mark.parametrize("text, word", [("{'seed': 5}", "simulation.json is damaged"),

@@ -261,6 +261,19 @@ def test_a_step_that_is_not_finite_is_skipped(data, tmp_path, capsys):
     assert len(pd.read_csv(tmp_path / "skipped_steps.csv")) == 10
 
 
+def test_a_run_that_learnt_nothing_has_no_best_weights(data, tmp_path):
+    "The weights of its start are finite and would look like a result."
+    ds, valid = IceCubeDataset(data, batch_ids=[1]), IceCubeDataset(data, batch_ids=[2])
+    ds.targets = np.full_like(ds.targets, np.nan)
+    model = HierarchicalTransformer(TINY, ds.geometry)
+    settings = dataclasses.replace(SETTINGS, epochs=2, batch_size=100)
+    with pytest.raises(FloatingPointError, match="no best weights"):
+        fit(model, ds, valid, tmp_path, settings, progress=False)
+    assert not (tmp_path / "best.safetensors").exists() and len(pd.read_csv(tmp_path / "log.csv")) == 2
+    with pytest.raises(FloatingPointError, match="no best weights"):
+        fit(model, ds, valid, tmp_path, settings, progress=False, resume=True)
+
+
 @pytest.mark.parametrize("chosen, word", [
     (([1], [1]), "both"), (([99], None), r"\[99\]"), (([1, 2], None), "no file is left")])
 def test_wrong_files_are_refused(data, chosen, word):

@@ -64,7 +64,7 @@ def save_state(
 ):
     "Write a checkpoint and the copies of what it holds; OSError says what could not be written."
     everything = dict(state, model=model.state_dict(), average=average.state_dict(),
-                      optimizer=optimizer.state_dict())
+                      optimizer=optimizer.state_dict(), settings=_read_settings(run))
     try:
         _write_checkpoint(run, everything)
         _write_copies(run, state, average, best)
@@ -172,7 +172,7 @@ def claim_run(
         _check_claim(run, facts, resume)                      # again: another process may have been faster
         for part in _unfinished(run): part.unlink(missing_ok=True)
         path = run / "settings.json"
-        if not path.exists():
+        if _read_settings(run) is None:
             with atomic_write(path) as part: part.write_text(json.dumps(facts, indent=1), encoding="utf-8")
         return claim.pop_all()
 
@@ -180,7 +180,7 @@ def claim_run(
 def _check_claim(run, facts, resume):
     "FileExistsError if the folder holds something else; ValueError if it holds a run with other settings."
     path = run / "settings.json"
-    if resume and path.exists(): return _check_facts(path, facts)
+    if resume and (path.exists() or has_checkpoint(run)): return _check_facts(path, facts)
     others = set(run.iterdir() if run.exists() else ()) - {run / ".lock", *_unfinished(run)}
     if not others: return
     if path.exists(): remedy = "add --resume to continue it, or choose another folder"
@@ -192,18 +192,25 @@ def _unfinished(run):
     return [part for name in RUN_FILES for part in run.glob(f".{name}.part*")]
 
 def _check_facts(path, facts):
-    "ValueError unless settings.json agrees with these facts."
+    "ValueError unless the settings of the run agree with these facts."
     run = path.parent
-    try: before = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise ValueError(f"{path} is damaged ({e}): train into a new folder, with --init "
-                         f"{run / 'last.safetensors'} to start from the last weights") from None
+    before = _read_settings(run)
+    if before is None and has_checkpoint(run): before = read_checkpoint(run)[0].get("settings")
+    if before is None:
+        raise ValueError(f"{path} cannot be read, and no checkpoint holds its content: train into a new "
+                         f"folder, with --init {run / 'last.safetensors'} to start from the last weights")
     changed = _changed_facts(before, json.loads(json.dumps(facts)))
     if changed:
         raise ValueError(f"{run} was started with other settings ({'; '.join(changed)}): resume with the "
                          "same ones, or train into a new folder")
 
 # %% ../../nbs/44_checkpoints.ipynb #d6e0ed4c
+def _read_settings(run): # dict
+    "Content of settings.json; None if it is missing or damaged."
+    try: found = json.loads((run / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError): return None
+    return found if isinstance(found, dict) else None
+
 def _changed_facts(old, new): # list of texts such as "train.lr: 1.0 -> 2.0"
     "Differences between two settings.json that change the weights."
     harmless = ("version", "commit", "train.save_minutes", "train.graph_pulses")
@@ -260,8 +267,17 @@ def _git(*args):
 def events_checksum(
     dataset, # IceCubeDataset with targets
 ) -> int: # CRC-32
-    "Checksum of the ids, sizes and directions of the events, by which a resume recognises them."
+    "Checksum of events, some of their pulses and the detector, by which a resume recognises them."
     checksum = 0
-    for column in (dataset.event_ids, dataset.n_pulses, dataset.targets):
+    columns = dataset.event_ids, dataset.n_pulses, dataset.targets, dataset.geometry.efficiency
+    for column in (*columns, np.round(dataset.geometry.xyz, 2), *_sample_pulses(dataset)):
         checksum = zlib.crc32(np.ascontiguousarray(column), checksum)
     return checksum
+
+def _sample_pulses(dataset, files=3, events=1_000): # yields (P, 4) arrays
+    "Pulses of events that are spread over some files."
+    for f in np.unique(np.linspace(0, len(dataset.batch_ids) - 1, files).astype(int)):
+        n = int(np.diff(dataset.file_offsets)[f])
+        chosen = np.unique(np.linspace(0, n - 1, events).astype(int))
+        for part in np.array_split(chosen, 10):
+            if len(part): yield dataset.pulses(int(f)).gather(part)

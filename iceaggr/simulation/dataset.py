@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import zlib
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
@@ -231,6 +232,14 @@ _DETECTOR = {}  # of a worker process
 
 def _start_worker(detector):
     _DETECTOR["it"] = detector
+    parent = multiprocessing.parent_process()
+    if parent is not None: threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent):
+    "End this process as soon as its parent has ended, however that ended."
+    parent.join()
+    os._exit(1)
 
 # %% ../../nbs/33_simulation.ipynb #5d4bb715
 def _work(job):
