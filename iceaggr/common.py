@@ -6,7 +6,9 @@
 __all__ = ['DataError']
 
 # %% ../nbs/53_common.ipynb #c743420c
+import glob
 import os
+import platform
 import sys
 from contextlib import contextmanager
 from importlib import import_module
@@ -59,11 +61,21 @@ def atomic_write(
     path, # final name
 ): # yields a temporary path next to it
     "Write to a temporary name; rename it if all goes well, remove it if not."
-    part = Path(path).with_name(f".{Path(path).name}.part{os.getpid()}")
+    start = f".{Path(path).name}.part"
+    for left in Path(path).parent.glob(f"{glob.escape(start)}*@{platform.node()}"): _remove_left_over(left)
+    part = Path(path).with_name(f"{start}{os.getpid()}@{platform.node()}")
     try:
         yield part
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
+
+def _remove_left_over(part):
+    "Remove the temporary file of a process of this machine that was killed."
+    number = part.name.rpartition(".part")[2].partition("@")[0]
+    if os.name != "posix" or not number.isdecimal(): return      # on Windows, os.kill ends a process
+    try: os.kill(int(number), 0)                                 # a question: does it run?
+    except ProcessLookupError: part.unlink(missing_ok=True)
+    except (OSError, OverflowError): return                      # it runs, as another user
 
 # %% ../nbs/53_common.ipynb #df0dcc84
 class _LogLines(tqdm_asyncio):
