@@ -28,8 +28,8 @@ import pandas as pd
 from ..common import atomic_write, progress_bar
 from ..geometry import N_SENSORS, Geometry, default_efficiency, load_geometry
 from ..io.writing import meta_rows, write_table
-from .light import Detector, event_light
-from .neutrinos import KINDS, SimulationSettings, arrival_angles, sample_neutrinos
+from .light import Detector, draw_variation, event_light
+from .neutrinos import KINDS, MIXES, SimulationSettings, arrival_angles, sample_neutrinos
 from .readout import SMT, delayed_pulses, noise_hits, read_out, spe_charge
 
 # %% ../../nbs/33_simulation.ipynb #561948d7
@@ -137,7 +137,7 @@ def _events_by_kind(rng, detector, wanted, settings): # list of (pulses, truth)
     found = []
     for kind, n in enumerate(wanted):
         if not n: continue
-        batch = int(n * _CANDIDATES[kind]) + 8
+        batch = min(int(n * _CANDIDATES[kind]) + 8, MIXES[settings.mix].get("at_once", 10**6))
         draw = partial(sample_neutrinos, rng, batch, kind, settings)
         found.append(_triggered_events(rng, detector, draw, int(n), settings))
     return found
@@ -153,6 +153,8 @@ def simulate_chunk(
 ): # pulses: event 0 to 99, sensor, time, charge, auxiliary; truth, one row per event
     "One chunk of events, a pure function of its arguments."
     rng = np.random.default_rng(np.random.SeedSequence([seed, chunk]))
+    if settings.unknown_ice:
+        detector = detector.varied(draw_variation(np.random.default_rng([seed, chunk, 1])))
     wanted = rng.multinomial(CHUNK, settings.shares)
     with_bright = settings.bright and chunk % 50 == 0
     if with_bright: wanted[np.argmax(wanted)] -= 1

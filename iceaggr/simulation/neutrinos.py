@@ -31,6 +31,9 @@ MIXES = {
     },
 }
 MIXES["cascades"] = MIXES["ppc"] | {"shares": (0.12, 0.18, 0.70)}  # more of the kind with the largest errors
+MIXES["whole_range"] = {  # as many events per decade of light
+    "shares": (0.35, 0.25, 0.40), "energy": (5.0, 1e7), "index": 1.0, "tails": (), "launches": 44,
+    "at_once": 8}                  # candidates simulated together: bright ones fill the processor's cache
 
 # %% ../../nbs/30_neutrinos.ipynb #0d857ecb
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class SimulationSettings:
     bundles:float = 0.0             # share of muon bundles
     bright:bool = False             # put an event of over 100,000 pulses first in every fiftieth chunk
     saturation:bool = False         # DOMs saturate in bright light
+    unknown_ice:bool = False        # each hundred events have ice of their own, see `draw_variation`
 
     def __post_init__(self):
         _check_settings(self)
@@ -73,9 +77,10 @@ def power_law(
     rng, # numpy random Generator
     n:int, # number of samples, or a shape
     low:float, high:float, # limits
-    gamma:float=2.0, # spectral index, not 1
+    gamma:float=2.0, # spectral index
 ): # (n,) samples
     "Sample `E**-gamma` between two limits."
+    if gamma == 1: return low * (high / low) ** rng.random(n)
     a = 1 - gamma
     return (low**a + rng.random(n) * (high**a - low**a)) ** (1 / a)
 
@@ -88,7 +93,7 @@ def _sample_energies(rng, n:int, kind:int, settings:SimulationSettings): # (n,) 
     if settings.energy: return power_law(rng, n, *settings.energy)
     if kind == KINDS.index("double_cascade"): return power_law(rng, n, *_DOUBLE_ENERGY)
     mix = MIXES[settings.mix]
-    energy = power_law(rng, n, *mix["energy"])
+    energy = power_law(rng, n, *mix["energy"], mix.get("index", 2.0))
     for share, low, high, gamma in mix["tails"]:
         in_tail = rng.random(n) < share
         energy = np.where(in_tail, power_law(rng, n, low, high, gamma), energy)
