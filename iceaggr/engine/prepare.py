@@ -58,7 +58,7 @@ def _prepare_batch(root, split, batch_id, target, source, progress=None, on_bad_
     dataset = IceCubeDataset(root, split, [batch_id], on_bad_event=on_bad_event)
     bad_events = None
     if dataset.bad is not None and len(dataset.bad):
-        columns = ["row", "event_id", "file", "column", "reason", "asked"]
+        columns = ["row", "event_id", "no_id", "file", "column", "reason", "asked"]
         bad_events = dataset.bad.rename_axis("row").reset_index()[columns].to_dict("list")
     write_prepared(_tables_of_file(dataset, progress), target, source, bad_events)
 

@@ -203,19 +203,25 @@ def _unreadable_set(path, batch_id, targets, error) -> pd.DataFrame:
     "One row that stands for all events of a set that cannot be read."
     row = {"batch_id": batch_id, "event_id": MISSING, "first_pulse_index": 0, "last_pulse_index": 0}
     if targets: row |= dict.fromkeys(TARGET_COLUMNS)
-    row |= {"file": str(path), "column": "", "reason": str(error).removeprefix(f"{path}: "), "asked": False}
+    row |= {"file": str(path), "column": "", "reason": str(error).removeprefix(f"{path}: "), "asked": False,
+            "no_id": True}
     return pd.DataFrame([row])
 
 # %% ../../nbs/41_prepared_files.ipynb #5e11a002
 NOTES = ("file", "column", "reason")     # what is wrong with an event that is left out
 
+def _without_id(left_out) -> pd.Series: # of bool
+    "Events that were left out because their id has no value."
+    return left_out.get("no_id", left_out.event_id == MISSING)     # older sets do not say
+
 def _put_back(table, left_out, batch_id) -> pd.DataFrame:
     "The events that were left out, in their rows of the table of all."
     ids = left_out.event_id.astype(np.int64)
     left_out = left_out.assign(batch_id=batch_id, first_pulse_index=0, last_pulse_index=0, event_id=ids)
+    left_out["no_id"] = _without_id(left_out)
     left_out = left_out.set_index("row")
     rows = np.setdiff1d(np.arange(len(table) + len(left_out)), left_out.index)
-    kept = table.set_axis(rows).assign(**{c: table.get(c, "") for c in NOTES}, asked=True)
+    kept = table.set_axis(rows).assign(**{c: table.get(c, "") for c in NOTES}, asked=True, no_id=False)
     both = pd.concat([kept, left_out]).sort_index()
     return both.astype({c: np.int64 for c in META_COLUMNS}).reset_index(drop=True)
 
@@ -236,7 +242,8 @@ def _with_notes(table) -> pd.DataFrame:
     "Fill the notes of sets that have none."
     notes = {c: table[c].fillna("") if c in table else "" for c in NOTES}
     asked = (table["asked"].eq(True) | table["asked"].isna()) if "asked" in table else True
-    return table.assign(**notes, asked=asked)
+    no_id = table["no_id"].eq(True) if "no_id" in table else False
+    return table.assign(**notes, asked=asked, no_id=no_id)
 
 # %% ../../nbs/41_prepared_files.ipynb #04310d2c
 def named_bad_events(
@@ -245,8 +252,9 @@ def named_bad_events(
     "The events that were left out of a set, as its event table names them; none where it cannot be read."
     try: bad_events = prepared_facts(path, whole=False).get("bad_events") or {}
     except DataError: bad_events = {}
-    table = pd.DataFrame(bad_events, columns=SKIPPED_COLUMNS)
-    return table.assign(event_id=table.event_id.astype("Int64").mask(table.event_id == MISSING))
+    table = pd.DataFrame(bad_events, columns=[*SKIPPED_COLUMNS, *["no_id"] * ("no_id" in bad_events)])
+    ids = table.event_id.astype("Int64").mask(_without_id(table).astype(bool))
+    return table.assign(event_id=ids)[list(SKIPPED_COLUMNS)]
 
 # %% ../../nbs/41_prepared_files.ipynb #0d1b7c15
 def source_facts(
