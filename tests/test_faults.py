@@ -338,7 +338,8 @@ def test_ids_of_any_size_survive_a_bad_event(tmp_path, offset, bad):
         path = root / f"train/batch_{k}.parquet"
         table = pd.read_parquet(path)
         table.index = pd.Index([new[i] for i in table.index], name="event_id", dtype="int64")
-        if k == 1: table.iloc[np.flatnonzero(table.index == offset + bad)[0], list(table).index("charge")] = -1
+        row = np.flatnonzero(table.index == offset + bad)[:1]     # in the first file only
+        table.iloc[row, table.columns.get_loc("charge")] = -1.0
         table.to_parquet(path)
     prepared = prepare(root, tmp_path / "out", progress=False, on_bad_event="skip")
     for folder in (root, prepared):
