@@ -6,15 +6,17 @@
 __all__ = ['DataError']
 
 # %% ../nbs/53_common.ipynb #c743420c
+import errno
 import glob
 import os
 import platform
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm.asyncio import tqdm_asyncio
 from tqdm.auto import tqdm
 
@@ -68,6 +70,20 @@ def atomic_write(
         yield part
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
+
+@contextmanager
+def file_lock(
+    path, # of an empty file, which stays
+    timeout:float=-1, # seconds; -1: wait for ever
+):
+    "Keep other processes out; filelock.Timeout if one is in. A file system without locks keeps nobody out."
+    with ExitStack() as stack:
+        try: stack.enter_context(FileLock(path, timeout, fallback_to_soft=False))
+        except OSError as e:
+            if isinstance(e, Timeout) or e.errno not in _NO_LOCKS: raise
+        yield
+
+_NO_LOCKS = errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP
 
 def _remove_left_over(part):
     "Remove the temporary file of a process of this machine that was killed."

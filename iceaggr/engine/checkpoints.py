@@ -7,7 +7,6 @@ __all__ = []
 
 # %% ../../nbs/44_checkpoints.ipynb #a303409d
 import copy
-import errno
 import json
 import math
 import os
@@ -21,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from safetensors import SafetensorError
 
 import iceaggr
-from ..common import atomic_write
+from ..common import atomic_write, file_lock
 from .distributed import on_first, sum_over, world_size
 from ..model import HierarchicalTransformer
 from ..weights import WEIGHTS_VERSION, class_name
@@ -233,20 +232,15 @@ def _flatten(facts):
     return flat
 
 # %% ../../nbs/44_checkpoints.ipynb #dd63defa
-_NO_LOCKS = errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP      # errors of a file system without locks
-
 def _lock(
     run:Path, # its folder, which exists
     claim:ExitStack, # frees the lock when it is closed
 ):
     "Lock a run until its claim is closed or this process ends; ValueError if another process has it."
-    lock = FileLock(run / ".lock", fallback_to_soft=False)
-    try: claim.enter_context(lock.acquire(timeout=0))
+    try: claim.enter_context(file_lock(run / ".lock", timeout=0))
     except Timeout:
         raise ValueError(f"{run} is being trained by another process: wait for its end, or stop it "
                          "and resume then") from None
-    except OSError as e:
-        if e.errno not in _NO_LOCKS: raise
 
 # %% ../../nbs/44_checkpoints.ipynb #7147f48e
 def source_commit() -> str|None: # "1a2b3c4", "1a2b3c4 with changes", or None outside a checkout

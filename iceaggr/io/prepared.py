@@ -17,7 +17,16 @@ import pyarrow as pa
 
 from ..common import DataError, atomic_write, single_line
 from .bad_events import SKIPPED_COLUMNS
-from .kaggle import META_COLUMNS, MISSING, TARGET_COLUMNS, UNREADABLE, refuse, repeated_events
+from ..geometry import N_SENSORS
+from iceaggr.io.kaggle import (
+    META_COLUMNS,
+    MISSING,
+    TARGET_COLUMNS,
+    UNREADABLE,
+    are_sound,
+    refuse,
+    repeated_events,
+)
 from ..pulses import Pulses
 
 # %% ../../nbs/41_prepared_files.ipynb #0d1b7c10
@@ -151,18 +160,74 @@ def _checked_arrow(path, facts) -> pa.Table:
                     "remove it and run prepare again")
 
 # %% ../../nbs/41_prepared_files.ipynb #0d06e1ef
+def _contradictions(pulses, doms, events): # yields texts
+    "What is wrong with the columns of a set, also where no checksum was stored."
+    tables = ("event", events, "first_pulse", "n_pulses", len(pulses["time"])), (
+        "event", events, "first_dom", "n_doms", len(doms["n_pulses"])), (
+        "DOM", doms, "first_pulse", "n_pulses", len(pulses["time"]))
+    for what, table, first, n, total in tables:
+        if not _covers(table[first], table[n], total):
+            yield f"{first} and {n} of its {what}s do not cover the {total:,} rows that they point to"
+            return
+    if not are_sound(pulses): yield "a pulse has a time, a charge or a sensor that cannot be"
+    if len(doms["sensor_id"]) and not 0 <= doms["sensor_id"].min() <= doms["sensor_id"].max() < N_SENSORS:
+        yield "a DOM has a sensor that does not exist"
+    if not _are_places(pulses["rank"], events["first_pulse"], events["n_pulses"]):
+        yield "the ranks of an event's pulses are not its places in time"
+
+def _covers(first, n, total) -> bool:
+    "True if ranges, in any order, hold each of so many rows once."
+    order = np.argsort(first, kind="stable")
+    ends = np.cumsum(n[order].astype(np.int64))
+    in_turn = np.array_equal(first[order], np.append(0, ends)[:len(first)])
+    return bool((n > 0).all() and in_turn and (ends[-1] if len(ends) else 0) == total)
+
+def _are_places(rank, first, n) -> bool:
+    "True if the ranks of each event can be 0, 1, ... in some order: by their largest and by their sum."
+    if not len(first): return True
+    order = np.argsort(first, kind="stable")
+    first, n = first[order], n[order].astype(np.int64)
+    largest, total = np.maximum.reduceat(rank, first), np.add.reduceat(rank, first, dtype=np.int64)
+    return bool(rank.min() >= 0 and (largest == n - 1).all() and (total == n * (n - 1) // 2).all())
+
+class MappedPulses(Pulses):
+    "Pulses of files that are mapped into memory; DataError if one has become shorter since."
+    def __init__(self, path, *tables):
+        super().__init__(*tables)
+        self.sizes = {part_path(path, part): part_path(path, part).stat().st_size for part in PARTS}
+
+    def gather(self, events):
+        self._check_sizes()
+        return super().gather(events)
+
+    def hits(self, events):
+        self._check_sizes()
+        return super().hits(events)
+
+    def _check_sizes(self):
+        "Reading beyond the end of a mapped file would end the process without a word."
+        for path, size in self.sizes.items():
+            try: now = path.stat().st_size
+            except FileNotFoundError: continue                # removed or renamed: what is mapped stays
+            if now < size:
+                raise DataError(f"{path}: has shrunk from {size:,} to {now:,} bytes while it was open; "
+                                "run prepare again")
+
+#| exporti
 def open_prepared(
     path:Path, # an event table
     first:np.ndarray, # (k,) first pulse of each wanted event
 ) -> Pulses:
-    "Some events of a set, mapped into memory."
+    "Some events of a set, mapped into memory; DataError if its tables do not fit together."
     facts = prepared_facts(path)
     pulses, doms, events = (_arrays(_checked_arrow(part_path(path, part), facts)) for part in PARTS)
+    for wrong in _contradictions(pulses, doms, events):
+        raise DataError(f"{path}: damaged: {wrong}; remove it and run prepare again")
     if not np.array_equal(events["first_pulse"], first):
         order = np.argsort(events["first_pulse"])
         rows = order[np.searchsorted(events["first_pulse"], first, sorter=order)]
         events = {name: values[rows] for name, values in events.items()}
-    return Pulses(pulses, doms, events)
+    return MappedPulses(path, pulses, doms, events)
 
 # %% ../../nbs/41_prepared_files.ipynb #bac76baf
 def read_prepared_events(
