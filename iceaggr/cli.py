@@ -554,8 +554,8 @@ def _prepare_options(p):
     p.add_argument("--batches", type=batch_numbers,
                    help="numbers of the files, such as 1,2,5-8; default: all")
     p.add_argument("--check", action="store_true",
-                   help="compare what was written with the source, pulse by pulse; without it, a finished file is "
-                        "kept if size and date of its source are the same")
+                   help="compare what was written with the source, pulse by pulse; without it, a finished "
+                        "file is kept if size and date of its source are the same")
     _add_on_bad_event(p)
 
 # %% ../nbs/49_cli.ipynb #109d5890

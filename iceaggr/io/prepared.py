@@ -16,8 +16,8 @@ import pandas as pd
 import pyarrow as pa
 
 from ..common import DataError, atomic_write, single_line
-from .bad_events import SKIPPED_COLUMNS
 from ..geometry import N_SENSORS
+from .bad_events import SKIPPED_COLUMNS
 from iceaggr.io.kaggle import (
     META_COLUMNS,
     MISSING,
@@ -159,7 +159,7 @@ def _checked_arrow(path, facts) -> pa.Table:
     raise DataError(f"{path}: damaged: its columns have changed since they were written; "
                     "remove it and run prepare again")
 
-# %% ../../nbs/41_prepared_files.ipynb #0d06e1ef
+# %% ../../nbs/41_prepared_files.ipynb #89ae9f49
 def _contradictions(pulses, doms, events): # yields texts
     "What is wrong with the columns of a set, also where no checksum was stored."
     tables = ("event", events, "first_pulse", "n_pulses", len(pulses["time"])), (
@@ -175,6 +175,7 @@ def _contradictions(pulses, doms, events): # yields texts
     if not _are_places(pulses["rank"], events["first_pulse"], events["n_pulses"]):
         yield "the ranks of an event's pulses are not its places in time"
 
+# %% ../../nbs/41_prepared_files.ipynb #07381147
 def _covers(first, n, total) -> bool:
     "True if ranges, in any order, hold each of so many rows once."
     order = np.argsort(first, kind="stable")
@@ -190,6 +191,7 @@ def _are_places(rank, first, n) -> bool:
     largest, total = np.maximum.reduceat(rank, first), np.add.reduceat(rank, first, dtype=np.int64)
     return bool(rank.min() >= 0 and (largest == n - 1).all() and (total == n * (n - 1) // 2).all())
 
+# %% ../../nbs/41_prepared_files.ipynb #70079519
 class MappedPulses(Pulses):
     "Pulses of files that are mapped into memory; DataError if one has become shorter since."
     def __init__(self, path, *tables):
@@ -213,7 +215,7 @@ class MappedPulses(Pulses):
                 raise DataError(f"{path}: has shrunk from {size:,} to {now:,} bytes while it was open; "
                                 "run prepare again")
 
-#| exporti
+# %% ../../nbs/41_prepared_files.ipynb #0d06e1ef
 def open_prepared(
     path:Path, # an event table
     first:np.ndarray, # (k,) first pulse of each wanted event
