@@ -52,6 +52,13 @@ def has_checkpoint(
     "Whether there is something to resume."
     return any((Path(run) / name).exists() for name in CHECKPOINTS)
 
+# %% ../../nbs/44_checkpoints.ipynb #7242d98a
+def _read_settings(run): # dict
+    "Content of settings.json; None if it is missing or damaged."
+    try: found = json.loads((run / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError): return None
+    return found if isinstance(found, dict) else None
+
 # %% ../../nbs/44_checkpoints.ipynb #14e75202
 def save_state(
     run:Path, # folder of the run
@@ -204,12 +211,6 @@ def _check_facts(path, facts):
                          "same ones, or train into a new folder")
 
 # %% ../../nbs/44_checkpoints.ipynb #d6e0ed4c
-def _read_settings(run): # dict
-    "Content of settings.json; None if it is missing or damaged."
-    try: found = json.loads((run / "settings.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError): return None
-    return found if isinstance(found, dict) else None
-
 def _changed_facts(old, new): # list of texts such as "train.lr: 1.0 -> 2.0"
     "Differences between two settings.json that change the weights."
     harmless = ("version", "commit", "train.save_minutes", "train.graph_pulses")
