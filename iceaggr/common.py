@@ -62,13 +62,16 @@ def single_line(error:Exception) -> str:
 def atomic_write(
     path, # final name
 ): # yields a temporary path next to it
-    "Write to a temporary name; rename it if all goes well, remove it if not."
+    "Write to a temporary name; rename it if all goes well, remove it if not. OSError names the file."
     start = f".{Path(path).name}.part"
     for left in Path(path).parent.glob(f"{glob.escape(start)}*@{platform.node()}"): _remove_left_over(left)
     part = Path(path).with_name(f"{start}{os.getpid()}@{platform.node()}")
     try:
         yield part
         os.replace(part, path)
+    except OSError as e:
+        if e.filename is not None: raise
+        raise OSError(e.errno or errno.EIO, e.strerror or single_line(e), str(path)) from e
     finally: part.unlink(missing_ok=True)
 
 @contextmanager

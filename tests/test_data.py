@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import shutil
+import time
 import warnings
 
 import numpy as np
@@ -501,7 +502,9 @@ def rewritten(path, change):
     ("events", "first_dom", 10**6, "first_dom and n_doms of its events"),
     ("doms", "n_pulses", 0, "first_pulse and n_pulses of its DOMs"),
     ("doms", "first_pulse", 7, "first_pulse and n_pulses of its DOMs"),
-    ("doms", "sensor_id", -3, "sensor that does not exist"),
+    ("doms", "sensor_id", -3, "another sensor than its pulses"),
+    ("doms", "sensor_id", 77, "another sensor than its pulses"),
+    ("events", "azimuth", np.inf, "not finite"),
     ("pulses", "time", -5, "cannot be"),
     ("pulses", "charge", np.inf, "cannot be"),
     ("pulses", "sensor_id", 5160, "cannot be"),
@@ -521,6 +524,25 @@ def test_prepared_tables_that_contradict_each_other_are_refused(tiny_dataset, tm
     rewritten(path, lambda table: table)
     same_events(list(IceCubeDataset(out)), list(IceCubeDataset(tiny_dataset)))
     rewritten(path, change)
+    with pytest.raises(DataError, match=word): list(IceCubeDataset(out))
+
+
+@pytest.mark.parametrize("part, n, first, word", [
+    ("events", "n_doms", "first_dom", "the pulses of an event's DOMs"),
+    ("events", "n_pulses", "first_pulse", "the pulses of an event's DOMs"),
+    ("doms", "n_pulses", "first_pulse", "another sensor than its pulses")])
+def test_a_row_that_moves_to_its_neighbour_is_noticed(tiny_dataset, tmp_path, part, n, first, word):
+    "The ranges still cover all rows, each once; without checksums only the other tables tell."
+    out = prepare(tiny_dataset, tmp_path / "out", progress=False)
+
+    def move(table):
+        k = next(i for i in np.argsort(table[first]).to_numpy()[:-1] if table[n][i] > 1)
+        following = int(np.flatnonzero(table[first] == table[first][k] + table[n][k])[0])
+        table.loc[k, n] -= 1
+        table.loc[following, [first, n]] += [-1, 1]
+        return table
+
+    rewritten(out / f"train/batch_3.{part}.arrow", move)
     with pytest.raises(DataError, match=word): list(IceCubeDataset(out))
 
 
@@ -544,11 +566,22 @@ def read_cut_file(out, part):
 def test_several_processes_prepare_one_folder(tiny_dataset, tmp_path):
     "No file is lost from the list of those to come."
     out, batches = tmp_path / "out", find_batches(tiny_dataset)
-    processes = [p for b in batches for p in launch(tmp_path / "output", prepare, tiny_dataset, out, [b],
-                                                    progress=False)]
+    processes = [p for b in batches
+                 for p in launch(tmp_path / "output", prepare_slowly, tiny_dataset, out, b)]
     assert ended(processes) == [0] * len(batches), (tmp_path / "output").read_text()
     assert promised_files(out) == batches
     same_events(list(IceCubeDataset(out)), list(IceCubeDataset(tiny_dataset)))
+
+
+def prepare_slowly(root, out, batch):
+    "Without the lock, the others would read the list between this one's reading and writing."
+    def read_and_wait(*args):
+        found = promised_files(*args)
+        time.sleep(0.5)
+        return found
+
+    iceaggr.engine.prepare.promised_files = read_and_wait
+    prepare(root, out, [batch], progress=False)
 
 
 def test_a_change_of_equal_size_and_date_is_seen_by_check(tiny_dataset, tmp_path):

@@ -125,7 +125,8 @@ def read_checkpoint(
         except Exception as e:
             damaged.append(f"{path} cannot be read ({type(e).__name__}): it is truncated or damaged")
             continue
-        if not new_state().keys() <= saved.keys() or saved["version"] != WEIGHTS_VERSION:
+        whole = isinstance(saved, dict) and new_state().keys() <= saved.keys()
+        if not whole or saved["version"] != WEIGHTS_VERSION:
             raise ValueError(f"{path} was written by another version: train into a new folder")
         if damaged:
             warnings.warn(f"{damaged[0]}; going on from the checkpoint before it, step {saved['step']}",

@@ -16,7 +16,6 @@ import pandas as pd
 import pyarrow as pa
 
 from ..common import DataError, atomic_write, single_line
-from ..geometry import N_SENSORS
 from .bad_events import SKIPPED_COLUMNS
 from iceaggr.io.kaggle import (
     META_COLUMNS,
@@ -78,6 +77,8 @@ def map_arrow(
     path:Path,
 ) -> pa.Table:
     "Map an Arrow file into memory; DataError if it is missing, cut short or has gaps."
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is not a regular file; run prepare again")
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         _arrays(table)
@@ -170,8 +171,14 @@ def _contradictions(pulses, doms, events): # yields texts
             yield f"{first} and {n} of its {what}s do not cover the {total:,} rows that they point to"
             return
     if not are_sound(pulses): yield "a pulse has a time, a charge or a sensor that cannot be"
-    if len(doms["sensor_id"]) and not 0 <= doms["sensor_id"].min() <= doms["sensor_id"].max() < N_SENSORS:
-        yield "a DOM has a sensor that does not exist"
+    first = np.sort(events["first_dom"])
+    in_events = np.add.reduceat(doms["n_pulses"], first, dtype=np.int64) if len(first) else np.empty(0, int)
+    if not np.array_equal(in_events, events["n_pulses"][np.argsort(events["first_dom"])]):
+        yield "the pulses of an event's DOMs are not those of the event"
+    if not np.array_equal(np.repeat(doms["sensor_id"], doms["n_pulses"]), pulses["sensor_id"]):
+        yield "a DOM has another sensor than its pulses"
+    if not all(np.isfinite(events[name]).all() for name in TARGET_COLUMNS if name in events):
+        yield "an event has a direction that is not finite"
     if not _are_places(pulses["rank"], events["first_pulse"], events["n_pulses"]):
         yield "the ranks of an event's pulses are not its places in time"
 
@@ -196,7 +203,8 @@ class MappedPulses(Pulses):
     "Pulses of files that are mapped into memory; DataError if one has become shorter since."
     def __init__(self, path, *tables):
         super().__init__(*tables)
-        self.sizes = {part_path(path, part): part_path(path, part).stat().st_size for part in PARTS}
+        found = {file: file.stat() for file in (part_path(path, part) for part in PARTS)}
+        self.sizes = {file: (stat.st_ino, stat.st_size) for file, stat in found.items()}
 
     def gather(self, events):
         self._check_sizes()
@@ -208,12 +216,12 @@ class MappedPulses(Pulses):
 
     def _check_sizes(self):
         "Reading beyond the end of a mapped file would end the process without a word."
-        for path, size in self.sizes.items():
-            try: now = path.stat().st_size
+        for path, (file, size) in self.sizes.items():
+            try: now = path.stat()
             except FileNotFoundError: continue                # removed or renamed: what is mapped stays
-            if now < size:
-                raise DataError(f"{path}: has shrunk from {size:,} to {now:,} bytes while it was open; "
-                                "run prepare again")
+            if now.st_ino == file and now.st_size < size:
+                raise DataError(f"{path}: has shrunk from {size:,} to {now.st_size:,} bytes while it was "
+                                "open; run prepare again")
 
 # %% ../../nbs/41_prepared_files.ipynb #0d06e1ef
 def open_prepared(
