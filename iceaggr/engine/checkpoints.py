@@ -125,8 +125,7 @@ def read_checkpoint(
         except Exception as e:
             damaged.append(f"{path} cannot be read ({type(e).__name__}): it is truncated or damaged")
             continue
-        whole = isinstance(saved, dict) and new_state().keys() <= saved.keys()
-        if not whole or saved["version"] != WEIGHTS_VERSION:
+        if not _is_state(saved):
             raise ValueError(f"{path} was written by another version: train into a new folder")
         if damaged:
             warnings.warn(f"{damaged[0]}; going on from the checkpoint before it, step {saved['step']}",
@@ -138,6 +137,14 @@ def read_checkpoint(
                      "to start from the last weights")
 
 # %% ../../nbs/44_checkpoints.ipynb #de01421b
+def _is_state(saved) -> bool:
+    "Whether something read from a checkpoint has what this version's checkpoints have."
+    fresh = new_state()
+    if not isinstance(saved, dict) or not fresh.keys() <= saved.keys(): return False
+    kinds = {name: (int, float) if isinstance(value, (int, float)) else type(value)
+             for name, value in fresh.items() if value is not None}
+    return saved["version"] == WEIGHTS_VERSION and all(isinstance(saved[k], t) for k, t in kinds.items())
+
 def _read_whole(path):
     "A checkpoint whose checksums are right."
     with open(path, "rb") as file:
