@@ -1,9 +1,16 @@
 """Neutrino directions from the pulses of IceCube: the names that most users start with, loaded on first use."""
 __version__ = "0.1.0"
 
+import os
 import sys
 from importlib import import_module
 from types import ModuleType
+
+# Threads that wait for each other spin, by default for milliseconds. Beside another busy program that makes
+# a training step a hundred times slower. A short spin keeps nearly all of the speed of a quiet machine.
+# OpenMP reads this once, when torch is loaded.
+if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 _HOME = {
     "HierarchicalTransformer": "model",

@@ -304,6 +304,31 @@ def measure_waiting(b:Bench) -> dict:
         start = end
     return dict(share=waited / total, step_seconds=total / step)
 
+# %% ../nbs/51_benchmarks.ipynb #48394de8
+@contextmanager
+def busy_neighbour():
+    "Another process, in a session of its own, that keeps one core busy."
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
+    try:
+        time.sleep(0.3)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+def measure_neighbours(b:Bench) -> dict:
+    "The same work alone and beside a busy process: seconds of both, and their ratios."
+    batch, optimizer, settings = b.batch(), b.optimizer(), TrainSettings(batch_size=b.n)
+    calls = {
+        "collate": lambda: collate_dom_packing(b.events, b.L),
+        "inference": lambda: torch.no_grad()(b.model.vector)(batch),
+        "training": lambda: train_step(b.model, optimizer, batch, settings, 0.0),
+    }
+    alone = medians(calls, b.runs)
+    with busy_neighbour(): beside = medians(calls, b.runs)
+    ratios = {name: beside[name] / alone[name] for name in calls}
+    return dict(alone=alone, beside=beside, ratios=ratios, largest=max(ratios.values()))
+
 # %% ../nbs/51_benchmarks.ipynb #11f9afee
 def measure_extreme(b:Bench) -> dict:
     "One event with the pulses of many against as many pulses in common events."
@@ -535,7 +560,7 @@ MEASUREMENTS = dict(
     collate=measure_collate, rates=measure_rates, inference=measure_inference, bfloat16=measure_bfloat16,
     training=measure_training, latency=measure_latency, waiting=measure_waiting, extreme=measure_extreme,
     prepare=measure_prepare, sizes=measure_sizes, packing=measure_packing)
-CPU_MEASUREMENTS = dict(MEASUREMENTS, memory=measure_memory)
+CPU_MEASUREMENTS = dict(MEASUREMENTS, neighbours=measure_neighbours, memory=measure_memory)
 CUDA_MEASUREMENTS = dict(
     MEASUREMENTS, cuda_inference=cuda_inference, cuda_loops=cuda_loops, cuda_memory=cuda_memory,
     cuda_exactness=cuda_exactness)
@@ -552,6 +577,7 @@ WANTED = [     # measure, where it is in the results, at least or at most, aim, 
     ("change of the mean error in bfloat16", "bfloat16.error_change", "<=", 1, "%", 0.01),
     ("one event of 60 pulses, pulses to direction", "latency.seconds", "<=", 12, "ms", 1e-3),
     ("training time spent waiting for data", "waiting.share", "<=", 3, "%", 0.01),
+    ("time beside a busy process, against alone", "neighbours.largest", "<=", 2.3, "x", 1),
     ("memory, inference, 150,000 pulses", "memory.extreme.inference", "<=", 300, "MB", 1e6),
     ("memory, training step, the same event", "memory.extreme.training", "<=", 1000, "MB", 1e6),
     ("time per pulse of that event, against events of 100", "extreme.ratio", "<=", 2, "x", 1),

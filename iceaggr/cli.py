@@ -9,9 +9,11 @@ __all__ = ['convert', 'main']
 import argparse
 import csv
 import dataclasses
+import errno
 import math
 import os
 import re
+import signal
 import sys
 import tempfile
 import warnings
@@ -27,12 +29,13 @@ def batch_numbers(
 ) -> "list|str": # [1, 2, 5, 6, 7, 8] or "last"
     "Numbers of batch files from the command line."
     if text == "last": return text
-    numbers = []
+    numbers, most = [], 100_000
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
         if last < first:
             raise argparse.ArgumentTypeError(f"{text!r}: give numbers and ranges such as 1,2,5-8, or last")
+        if last - first >= most: raise argparse.ArgumentTypeError(f"{part}: name at most {most:,} files")
         numbers += range(first, last + 1)
     return numbers
 
@@ -161,8 +164,9 @@ def _report_training(args, log):
               f"({lower.valid_mean_degrees.iloc[0]:.2f});\nthey have no part in the choice of an epoch")
     print(f"weights: {Path(args.out) / 'best.safetensors'}{_say_skipped(args, args.out)}")
     if best.held_out_mean_degrees > GUESSING - 10:
-        print(f"This is little better than guessing ({GUESSING} degrees): train for longer,\n"
-              "or into a new folder with a lower --lr")
+        print(f"This is little better than guessing ({GUESSING} degrees): train for longer,")
+        if best.step < 100: print(f"these were only {int(best.step)} steps")
+        else: print("or into a new folder with a lower --lr")
 
 # %% ../nbs/49_cli.ipynb #d62acc77
 def predict(args):
@@ -221,8 +225,9 @@ def _check_predictions_file(args, out):
 def _write_predictions(table, dataset, out, submission):
     "Write one row per event asked for, list those that were left out, and say what was done."
     from iceaggr.common import plural
-    done, table, notes = len(table), dataset.with_gaps(table), []
-    if submission and done < len(table):
+    table, notes = dataset.with_gaps(table), []
+    done = int(table.azimuth.notna().sum())
+    if submission and len(dataset.skipped):
         from iceaggr.line_fit import fill_gaps
         table, up = fill_gaps(table, dataset)
         straight_up = f", {up:,} of them straight up for want of pulses" if up else ""
@@ -239,11 +244,19 @@ def _write_predictions(table, dataset, out, submission):
 
 # %% ../nbs/49_cli.ipynb #84ff4163
 def _write_table(table, path):
-    "Write a table under its final name only when it is whole."
+    "Write a table under its final name only when it is whole; elsewhere if it does not fit there."
     from iceaggr.common import atomic_write
-    with atomic_write(path) as part:
-        if path.suffix == ".csv": table.to_csv(part, index=False)
-        else: table.to_parquet(part, index=False)
+    def write(path):
+        with atomic_write(path) as part:
+            if path.suffix == ".csv": table.to_csv(part, index=False)
+            else: table.to_parquet(part, index=False)
+
+    try: write(path)
+    except OSError as e:
+        kept = Path(tempfile.mkdtemp(prefix="iceaggr-")) / path.name
+        try: write(kept)
+        except OSError: raise e from None
+        raise OSError(f"{path} cannot be written ({e.strerror}): the predictions are in {kept}") from e
 
 # %% ../nbs/49_cli.ipynb #m0000032
 def evaluate(args):
@@ -438,14 +451,28 @@ def _device_name(text) -> str:
 def _count(text) -> int:
     "A whole number from 0 on."
     if not text.isdigit(): raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
-    return int(text)
+    return _at_most(int(text), 10**9)
+
+def _processes(text) -> int:
+    "A number of processes."
+    return _at_most(_count(text), 1_000)
+
+def _at_most(number, most) -> int:
+    "The number, if it is sensible."
+    if number > most: raise argparse.ArgumentTypeError(f"{number} is too large: at most {most:,}")
+    return number
+
+def _seed(text) -> int:
+    "A whole number of 63 bits."
+    try: return _at_most(int(text), 2**63 - 1)
+    except ValueError: raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
 
 # %% ../nbs/49_cli.ipynb #dbf28181
 def _positive(text) -> int:
     "A positive whole number."
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
+    return _at_most(int(text), 10**9)
 
 # %% ../nbs/49_cli.ipynb #aefb8d45
 def _share(text) -> float:
@@ -463,6 +490,11 @@ EXAMPLE = """from events to figures:
   iceaggr display  --data data/first --event brightest --run small --out runs/first/event.html
 `iceaggr train` trains a model of your own; `iceaggr VERB --help` explains a verb."""
 
+THREADS = """
+
+On a CPU all cores are used. Beside other programs, OMP_NUM_THREADS=1 (or a few) in the
+environment is faster: threads that wait for each other lose most when one is held up."""
+
 class DefaultsOnce(argparse.ArgumentDefaultsHelpFormatter):
     "Help that names the default of an option, unless its text does or there is none."
     def _get_help_string(self, action):
@@ -474,7 +506,7 @@ def make_parser() -> argparse.ArgumentParser:
     "The command line."
     from iceaggr import __version__
     about = "Neutrino directions from IceCube's pulses with a hierarchical transformer."
-    parser = argparse.ArgumentParser("iceaggr", description=about, epilog=EXAMPLE,
+    parser = argparse.ArgumentParser("iceaggr", description=about, epilog=EXAMPLE + THREADS,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
@@ -500,7 +532,7 @@ def _add_on_bad_event(p):
 def _simulate_options(p):
     _add_paths(p, "out")
     p.add_argument("--events", type=_positive, required=True, help="number of events, in digits")
-    p.add_argument("--seed", type=int, default=0,
+    p.add_argument("--seed", type=_seed, default=0,
                    help="the same seed gives the same events, with any number of workers")
     p.add_argument("--mix", choices=("default", "ppc", "cascades"), default="default",
                    help="kinds and energies of the events; default: half through-going muons, a fifth "
@@ -526,7 +558,7 @@ def _simulate_detector_options(p):
     p.add_argument("--dead-doms", type=_count, default=77,
                    help="number of DOMs that record nothing: those that --geometry names, and others drawn "
                         "at random; default: as many as in the real detector")
-    p.add_argument("--workers", type=_positive, help="processes; default: one per core")
+    p.add_argument("--workers", type=_processes, help="processes; default: one per core")
 
 # %% ../nbs/49_cli.ipynb #3d361b71
 def _convert_options(p):
@@ -554,7 +586,8 @@ def _prepare_options(p):
     p.add_argument("--batches", type=batch_numbers,
                    help="numbers of the files, such as 1,2,5-8; default: all")
     p.add_argument("--check", action="store_true",
-                   help="compare what was written with the source, pulse by pulse")
+                   help="compare what was written with the source, pulse by pulse; without it, a finished "
+                        "file is kept if size and date of its source are the same")
     _add_on_bad_event(p)
 
 # %% ../nbs/49_cli.ipynb #109d5890
@@ -570,7 +603,7 @@ def _train_options(p):
     length.add_argument("--epochs", type=_positive, help="passes over the training files; default 10")
     length.add_argument("--minutes", type=float,
                         help="train for this long instead; the learning rate follows the clock")
-    p.add_argument("--seed", type=int, default=0, help="of the initial weights and of the order of events")
+    p.add_argument("--seed", type=_seed, default=0, help="of the initial weights and of the order of events")
     p.add_argument("--init", metavar="WEIGHTS",
                    help="start from these weights: a .safetensors file, the folder of a run, or a pretrained "
                         "model's name")
@@ -600,7 +633,7 @@ def _machine_options(p):
     p.add_argument("--device", type=_device_name,
                    help="cpu or cuda; default: cuda where there is one; under torchrun each process takes a "
                         "GPU")
-    p.add_argument("--workers", type=_count, default=0,
+    p.add_argument("--workers", type=_processes, default=0,
                    help="processes that load data, for each that trains; 0 loads in the main process")
 
 # %% ../nbs/49_cli.ipynb #51526183
@@ -619,7 +652,7 @@ def _predict_options(p):
     p.add_argument("--precision", choices=("float32", "bfloat16"), default="float32",
                    help="bfloat16: autocast")
     p.add_argument("--device", type=_device_name, help="cpu or cuda; default: cuda where there is one")
-    p.add_argument("--workers", type=_count, default=0, help="processes that load data")
+    p.add_argument("--workers", type=_processes, default=0, help="processes that load data")
     _file_options(p)
     _add_on_bad_event(p)
 
@@ -697,7 +730,8 @@ def main(
     try: args.run_verb(args)
     except (UsageError, FileExistsError) as e: return _complain(e, 2)
     except (NotImplementedError, RecursionError): raise     # mistakes of the program
-    except (ValueError, OSError, FloatingPointError, RuntimeError, ModuleNotFoundError) as e:
+    except BrokenPipeError: return _end_quietly()
+    except (ValueError, OSError, ArithmeticError, RuntimeError, ModuleNotFoundError, MemoryError) as e:
         return _complain(e, 1)
     except KeyboardInterrupt:
         advice = ": run the same command again" if args.verb in ("simulate", "prepare") else ""
@@ -710,13 +744,30 @@ def _expand_home(value): # the shell leaves the ~ of --out=~/x alone
 
 # %% ../nbs/49_cli.ipynb #9a4d169e
 def _show_warning(message, category, *_):
-    print(f"iceaggr: warning: {message}", file=sys.stderr)
+    print(f"iceaggr: warning: {_printable(str(message))}", file=sys.stderr)
+
+def _printable(text) -> str:
+    "The text with control characters escaped: names of files and events may hold some."
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+def _explain(error) -> str:
+    "The message of an error, or what is known where it has none."
+    if isinstance(error, MemoryError):
+        return f"out of memory ({error}): load fewer events, or make the model or the batches smaller"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+        return "standard output cannot be written: no space left on device"
+    return str(error)
+
+def _end_quietly() -> int: # exit code
+    "The reader of a pipe has gone, as `head` does: say no more, not at the exit of Python either."
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 # %% ../nbs/49_cli.ipynb #58cb7e07
 def _complain(error, code) -> int: # the exit code
     "Print one line on stderr."
     if os.environ.get("ICEAGGR_TRACEBACK") and isinstance(error, BaseException): raise error
-    text = str(error)
+    text = _explain(error)
     if text.startswith("Caught "):     # from a worker process: torch puts its traceback before the message
         text = text.rstrip().splitlines()[-1].partition(": ")[2]
     if isinstance(error, RuntimeError):
@@ -724,7 +775,7 @@ def _complain(error, code) -> int: # the exit code
     if type(error).__name__ == "OutOfMemoryError":
         text += ("; in training, a smaller --graph-pulses needs less memory, with --resume as well; "
                  "in a new run a smaller --max-pulses or --batch-size, too")
-    print(f"iceaggr: error: {text or type(error).__name__}", file=sys.stderr)
+    print(f"iceaggr: error: {_printable(text) or type(error).__name__}", file=sys.stderr)
     return code
 
 # %% ../nbs/49_cli.ipynb #7c1f2b31

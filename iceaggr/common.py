@@ -6,15 +6,17 @@
 __all__ = ['DataError']
 
 # %% ../nbs/53_common.ipynb #c743420c
+import errno
 import glob
 import os
 import platform
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm.asyncio import tqdm_asyncio
 from tqdm.auto import tqdm
 
@@ -60,14 +62,31 @@ def single_line(error:Exception) -> str:
 def atomic_write(
     path, # final name
 ): # yields a temporary path next to it
-    "Write to a temporary name; rename it if all goes well, remove it if not."
+    "Write to a temporary name; rename it if all goes well, remove it if not. OSError names the file."
     start = f".{Path(path).name}.part"
     for left in Path(path).parent.glob(f"{glob.escape(start)}*@{platform.node()}"): _remove_left_over(left)
     part = Path(path).with_name(f"{start}{os.getpid()}@{platform.node()}")
     try:
         yield part
         os.replace(part, path)
+    except OSError as e:
+        if e.filename is not None: raise
+        raise OSError(e.errno or errno.EIO, e.strerror or single_line(e), str(path)) from e
     finally: part.unlink(missing_ok=True)
+
+@contextmanager
+def file_lock(
+    path, # of an empty file, which stays
+    timeout:float=-1, # seconds; -1: wait for ever
+):
+    "Keep other processes out; filelock.Timeout if one is in. A file system without locks keeps nobody out."
+    with ExitStack() as stack:
+        try: stack.enter_context(FileLock(path, timeout, fallback_to_soft=False))
+        except OSError as e:
+            if isinstance(e, Timeout) or e.errno not in _NO_LOCKS: raise
+        yield
+
+_NO_LOCKS = errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP
 
 def _remove_left_over(part):
     "Remove the temporary file of a process of this machine that was killed."

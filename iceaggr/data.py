@@ -96,7 +96,7 @@ def _add_unnamed_files(table, files, ids) -> pd.DataFrame:
     named = set(table.batch_id)
     unnamed = [events_without_meta(files[b]).assign(batch_id=b, first_pulse_index=0, last_pulse_index=0)
                for b in ids if b in files and b not in named]
-    requested = (table[["event_id", "batch_id"]] != MISSING).all(axis=1)
+    requested = ~table.no_id & (table.batch_id != MISSING)
     parts = [table.assign(asked=requested), *(part.assign(asked=False) for part in unnamed)]
     return pd.concat(parts, ignore_index=True)
 
@@ -219,8 +219,7 @@ class _LeftOut:
     def skipped(self) -> pd.DataFrame: # file, event_id, column, reason
         "The events that were left out."
         if self.bad is None: return pd.DataFrame(columns=SKIPPED_COLUMNS)
-        ids = self.bad.event_id
-        table = self.bad.assign(event_id=ids.astype("Int64").mask(ids == MISSING))
+        table = self.bad.assign(event_id=self.bad.event_id.astype("Int64").mask(self.bad.no_id))
         return table[list(SKIPPED_COLUMNS)].reset_index(drop=True)
 
     def with_gaps(self,
@@ -265,7 +264,7 @@ class IceCubeDataset(_Events, _Files, _LeftOut, torch.utils.data.Dataset):
     def _good_events(self, table):
         "The table without bad events, which are recorded."
         if self.on_bad_event == "skip" and "reason" not in table:
-            table = table.assign(file="", column="", reason="", asked=True)
+            table = table.assign(file="", column="", reason="", asked=True, no_id=False)
         if "reason" not in table: return table
         if not self.prepared:
             table = find_bad_events(table, self.files, self.root / f"{self.split}_meta.parquet")

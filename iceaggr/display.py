@@ -513,7 +513,7 @@ def _add_legend(fig, panels, view, new):
         panels[0].legend(loc="best", **look)
         return
     fig.legend(loc="outside lower center", ncols=min(len(handles), 6), **look)
-    if view.title: fig.suptitle(view.title, fontsize=8)
+    if view.title: fig.suptitle(view.title, fontsize=8, parse_math=False)
 
 # %% ../nbs/04_display.ipynb #60c6adcc
 _HOVER = ("string %{customdata[0]}, DOM %{customdata[1]}<br>"

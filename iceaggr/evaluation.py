@@ -498,7 +498,8 @@ def plot_types(
         for j, method in enumerate(methods):
             y = i + 0.36 * (j - (len(methods) - 1) / 2)
             _draw_bar(ax, y, row[method], _COLOURS[method], METHOD_NAMES[method] if i == 0 else None)
-    ax.set_yticks(range(len(rows)), [f"{kind_name(r['name'])}\n{r['n']:,} events" for r in rows])
+    labels = [f"{kind_name(r['name'])}\n{r['n']:,} events" for r in rows]
+    ax.set_yticks(range(len(rows)), labels, parse_math=False)        # a name may hold a dollar
     ax.invert_yaxis()
     largest = max(row[m][key] for row in rows for m in methods for key in ("mean", "median"))
     ax.set(xlabel="angular error [degrees]", xlim=(0, 1.6 * largest))

@@ -454,7 +454,7 @@ def load_geometry(
     pretrained = Path(iceaggr.__file__).parent / "pretrained" / f"{path}.safetensors"
     if not path.exists() and pretrained.exists(): path = pretrained
     if path.is_dir(): path = path / "sensor_geometry.csv"
-    if path.suffix not in _READERS:
+    if path.suffix not in _READERS or (path.exists() and not path.is_file()):
         raise ValueError(f"{path}: not a geometry; give a folder with a sensor_geometry.csv, a .csv, "
                          "a .parquet in GraphNeT's layout, the .safetensors of a model, "
                          "or the name of a pretrained one (small, base)")

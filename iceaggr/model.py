@@ -46,6 +46,19 @@ class ModelSettings:
     max_doms:int = 5160         # T2: most DOMs per event; fewer is an opt-in budget
     dropout:float = 0.          # share of the activations dropped after each attention and perceptron
 
+    def __post_init__(self):
+        "ValueError for sizes that no machine could hold: a damaged file must not fill the memory."
+        for name, (least, most) in _LIMITS.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or not least <= value <= most:
+                raise ValueError(f"{name} must be a whole number from {least} to {most:,}; got {value!r}")
+        if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be from 0 to below 1; got {self.dropout!r}")
+
+_LIMITS = dict(
+    dom_d_model=(1, 16_384), dom_heads=(1, 1_024), dom_layers=(0, 1_000), max_seq_len=(1, 1 << 20),
+    event_d_model=(1, 16_384), event_heads=(1, 1_024), event_layers=(0, 1_000), max_doms=(1, 1 << 20))
+
 # %% ../nbs/17_model.ipynb #881ba03c
 PRESETS = dict(
     small=ModelSettings(dom_d_model=64, dom_heads=4, dom_layers=2,

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 import zlib
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -458,7 +459,7 @@ def _train_epoch(
     workers:int=0, # processes that load
 ):
     "The remaining steps of an epoch, until the time is up or a signal stops the run."
-    state, pace = job.state, job.pace
+    state, pace, watch = job.state, job.pace, _SlowSteps()
     batches = _epoch_batches(job)
     job.model.train()
     loader = _epoch_loader(job, batches[state["batch"]:], workers)
@@ -472,7 +473,9 @@ def _train_epoch(
         state["batch"] += 1
         if loss is None: _skip_step(job, events)
         else: _count_step(job, events, loss)
-        state["epoch_seconds"] += pace.clock() - start
+        seconds = pace.clock() - start
+        state["epoch_seconds"] += seconds
+        watch.add(seconds / job.train_ds.n_pulses[events].sum())
         if state["step"] % 20 == 0: _show_step(bar, state)
         pace.agree()
         if pace.due: job.save()
@@ -481,6 +484,21 @@ def _train_epoch(
     bar.close()
 
 # %% ../nbs/20_training.ipynb #e612973b
+class _SlowSteps:
+    "Warns once when steps become ten times as slow as the first ones."
+    def __init__(self, first:int=20, last:int=5): # how many steps are compared
+        self.first, self.last, self.times, self.warned = first, last, [], False
+
+    def add(self, seconds): # of a step, per pulse
+        self.times = [*self.times[:self.first], *self.times[self.first:][1 - self.last:], seconds]
+        if self.warned or len(self.times) < self.first + self.last: return
+        factor = np.median(self.times[self.first:]) / np.median(self.times[:self.first])
+        if factor < 10: return
+        self.warned = True
+        warnings.warn(f"a step takes {factor:.0f} times as long as the first ones: other programs use the "
+                      "processor; end them, or resume with OMP_NUM_THREADS=1, which suffers less",
+                      stacklevel=2)
+
 def _augmented_step(
     job:_Job,
     batch:dict|None, # packed; None: this process has no events in this step

@@ -60,7 +60,19 @@ def read_file(
                          f"folder of a run, its best.safetensors, or a pretrained model "
                          f"({pretrained_names()})") from e
     _check_header(header, path)
-    return json.loads(header["settings"]), state, json.loads(header.get("parts", "{}"))
+    settings, parts = (_read_field(header, name, path) for name in ("settings", "parts"))
+    whole = all(isinstance(p, dict) and isinstance(p.get("class"), str) for p in parts.values())
+    sensors = state.get("t2.sensors")
+    if not whole or sensors is None or sensors.dim() != 2:
+        raise ValueError(f"{path} holds no whole model (its parts or its sensors are damaged): copy it again")
+    return settings, state, parts
+
+def _read_field(header, name, path) -> dict:
+    "A field of the header that holds JSON."
+    try: found = json.loads(header.get(name, "{}"))
+    except ValueError: found = None
+    if isinstance(found, dict): return found
+    raise ValueError(f"{path}: its header is damaged ({name} is no JSON object): copy it again")
 
 # %% ../nbs/18_weights.ipynb #90e0ce7b
 def _find_file(path):
@@ -68,7 +80,7 @@ def _find_file(path):
     path, named = Path(path), pretrained_folder() / f"{path}.safetensors"
     if not path.exists() and named.exists(): return named
     if path.is_dir(): path = path / "best.safetensors"
-    if path.exists(): return path
+    if path.is_file(): return path
     raise FileNotFoundError(f"no weights at {path}: give a .safetensors file, the folder of a run that has "
                             f"finished an epoch, or the name of a pretrained model ({pretrained_names()})")
 

@@ -1,5 +1,6 @@
 """The command as a user runs it: processes of its own, exit codes, interruption and resume."""
 import argparse
+import errno
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -24,6 +26,7 @@ from iceaggr.common import DataError
 from iceaggr.data import IceCubeDataset
 from iceaggr.engine.prepare import prepare
 from iceaggr.geometry import Geometry, load_geometry
+from iceaggr.model import HierarchicalTransformer
 from iceaggr.simulation.dataset import simulate_dataset
 from iceaggr.training import _EPOCH_HEAD, _describe_epoch
 from iceaggr.weights import read_weights
@@ -100,6 +103,15 @@ MISTAKES = [     # exit code, arguments, a word of the message
     (2, ["display", "--data", "DATA", "--event", str(2**63), "--out", "OUT/e.html"], "64 bits"),
     (1, ["display", "--data", "OUT/empty", "--event", "brightest", "--out", "OUT/e.html"], "no train files"),
     (2, ["bench", "--data", "DATA", "--out", "OUT/x.csv"], ".json"),
+    *[(2, ["train", "--data", "DATA", "--out", "OUT/x", option, str(10**20)], "too large: at most")
+      for option in ("--batch-size", "--max-pulses", "--graph-pulses", "--epochs", "--workers", "--seed")],
+    *[(2, ["simulate", "--out", "OUT/x", "--events", "9", option, str(10**20)], "too large: at most")
+      for option in ("--events", "--workers", "--seed")],
+    (2, ["train", "--data", "DATA", "--out", "OUT/x", "--train-batches", "1-100000000"], "at most 100,000"),
+    (1, ["predict", "--run", "OUT/pipe", "--data", "DATA", "--out", "OUT/x.csv"], "no weights at"),
+    (1, ["predict", "--run", "small", "--data", "OUT/pipes", "--out", "OUT/x.csv"], "not a regular file"),
+    (1, ["convert", "OUT/pipe", "--out", "OUT/x"], "no such file"),
+    (1, ["predict", "--run", "OUT/red\x1b[31m", "--data", "DATA", "--out", "OUT/x.csv"], r"red\x1b[31m"),
 ]
 
 
@@ -108,6 +120,9 @@ def test_mistakes_are_one_line_and_leave_nothing(tiny_dataset, tmp_path, code, a
     (tmp_path / "file").touch()
     (tmp_path / "folder.html").mkdir()
     (tmp_path / "empty/train").mkdir(parents=True)
+    (tmp_path / "pipes/train").mkdir(parents=True)
+    for name in ("pipe", "pipes/train_meta.parquet", "pipes/train/batch_1.parquet"):
+        os.mkfifo(tmp_path / name)     # whoever opens it to read waits for a writer
     done = call(*(a.replace("DATA", str(tiny_dataset)).replace("OUT", str(tmp_path)) for a in arguments))
     assert done.returncode == code and word in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not list(tmp_path.glob("x*"))
@@ -118,11 +133,62 @@ def test_mistakes_are_one_line_and_leave_nothing(tiny_dataset, tmp_path, code, a
     (RuntimeError("almost no event\nmore"), "error: almost no event\n"),
     (RuntimeError(), "error: RuntimeError\n"),
     (torch.OutOfMemoryError("full"), "error: full; in training, a smaller --graph-pulses"),
+    (MemoryError("7 TiB"), "error: out of memory (7 TiB): load fewer events"),
+    (OverflowError("int too big"), "error: int too big"),
+    (OSError(errno.ENOSPC, "No space"), "error: standard output cannot be written"),
 ])
 def test_errors_from_elsewhere_are_one_line(error, message, capsys):
     with patch("iceaggr.simulation.dataset.simulate_dataset", side_effect=error):
         assert main(["simulate", "--events", "1", "--out", "x"]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_standard_output_that_is_full_or_closed(tiny_dataset, tmp_path):
+    "One line of error, or none where the reader of a pipe has gone; the predictions are there."
+    out = tmp_path / "p.csv"
+    command = [sys.executable, "-m", "iceaggr.cli", "predict", "--data", str(tiny_dataset), "--run", "small",
+               "--out", str(out)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    lines = [line for line in done.stderr.splitlines() if "error" in line]
+    assert done.returncode == 1 and len(lines) == 1 and "standard output cannot be written" in lines[0]
+    assert len(pd.read_csv(out)) == 21
+    out.unlink()
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 128 + signal.SIGPIPE and "rror" not in done.stderr, done.stderr
+    assert len(pd.read_csv(out)) == 21
+
+
+def test_predictions_survive_a_full_disk(tiny_dataset, tmp_path, monkeypatch, capsys):
+    "They are written to the temporary folder, and the message names both files."
+    to_csv, calls = pd.DataFrame.to_csv, []
+    def full_at_first(table, path, **options):
+        calls.append(path)
+        Path(path).write_text("half")
+        if len(calls) == 1: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return to_csv(table, path, **options)
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", full_at_first)
+    command = ["predict", "--data", str(tiny_dataset), "--run", "small", "--out", str(tmp_path / "p.csv")]
+    assert main([*command, "--device", "cpu"]) == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{tmp_path / 'p.csv'} cannot be written (No space left" in message
+    kept = Path(message.rpartition(" ")[2])
+    assert len(pd.read_csv(kept)) == 21 and not list(tmp_path.glob("*p.csv*"))
+
+
+@pytest.mark.parametrize("before, expected", [
+    ("", "5000"), ("import torch", "None"), ("import os; os.environ['GOMP_SPINCOUNT'] = '7'", "7"),
+    ("import os; os.environ['OMP_WAIT_POLICY'] = 'passive'", "None")])
+def test_threads_wait_without_spinning_for_long(before, expected):
+    "Unless torch is loaded already, or the user has decided."
+    code = f"{before}\nimport iceaggr, os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    env = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout.strip() == expected, done.stderr
 
 
 @pytest.mark.parametrize("error", [NotImplementedError, RecursionError, KeyError])
@@ -167,7 +233,8 @@ def test_the_line_of_an_epoch_fits_into_80_columns(change):
 
 def test_the_end_of_a_training_says_which_events_chose_the_epoch(capsys):
     "Also where another epoch has the lower error on the validation events."
-    log = pd.DataFrame([LOG_ROW | dict(epoch=epoch, held_out_mean_degrees=held_out, valid_mean_degrees=valid)
+    log = pd.DataFrame([LOG_ROW | dict(epoch=epoch, step=99 * epoch, held_out_mean_degrees=held_out,
+                                       valid_mean_degrees=valid)
                         for epoch, held_out, valid in ((1, 40, 41), (2, 30, 31.5), (3, 31, 30.25))])
     poor = log[:2].assign(held_out_mean_degrees=[89.0, 88.0])
     args = argparse.Namespace(out="runs/a", on_bad_event="error")
@@ -503,3 +570,15 @@ def test_prepared_form_of_a_mended_data_set_is_made_anew(two_data_sets, tmp_path
         prepare(data, out, progress=False)
     meta[meta.event_id != 3].to_parquet(path, index=False)
     assert len(IceCubeDataset(prepare(data, out, progress=False))) == 39
+
+
+def test_rows_left_empty_are_counted(tiny_dataset, tmp_path, monkeypatch, capsys):
+    "Weights that are finite and overflow; the file is whole."
+    model = HierarchicalTransformer.from_pretrained("small")
+    with torch.no_grad(): model.t2.head[-1].weight.mul_(1e38)
+    model.save(tmp_path / "large.safetensors")
+    for extra in ([], ["--submission"]):
+        assert main(["predict", "--data", str(tiny_dataset), "--run", str(tmp_path / "large.safetensors"),
+                     "--out", str(tmp_path / "p.csv"), "--device", "cpu", *extra]) == 0
+        empty = int(pd.read_csv(tmp_path / "p.csv").azimuth.isna().sum())
+        assert empty and f"{empty} rows without values" in capsys.readouterr().out

@@ -1,13 +1,19 @@
 """The Kaggle layout and the prepared form: what is refused, what is accepted, and that nothing is lost."""
+import json
+import os
 import pickle
 import re
+import shutil
+import time
 import warnings
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from processes import ended, launch
 from test_dom_order import reference_by_hand
 from tqdm import tqdm
 
@@ -19,8 +25,8 @@ from iceaggr.data import IceCubeDataset, split_batches
 from iceaggr.engine.loading import EventBatchSampler
 from iceaggr.engine.prepare import prepare
 from iceaggr.geometry import Geometry
-from iceaggr.io.kaggle import find_batches, read_meta
-from iceaggr.io.prepared import map_arrow
+from iceaggr.io.kaggle import find_batches, promised_files, read_meta
+from iceaggr.io.prepared import map_arrow, prepared_facts, write_arrow
 from iceaggr.pulses import PulseBlocks
 from iceaggr.testing import BATCH, META, put, write_tiny
 
@@ -283,7 +289,7 @@ def test_prepared_form_is_the_same_data(tiny_dataset, tmp_path):
     assert list(EventBatchSampler(a, 4)) == list(EventBatchSampler(b, 4))
     for options in ({"events": a.event_ids[9:12]}, {"batch_ids": [10, 3], "max_events": 9}):
         same_events(list(IceCubeDataset(tiny_dataset, **options)), list(IceCubeDataset(out, **options)))
-    assert not list(out.rglob(".*"))
+    assert [path.name for path in out.rglob(".*")] == [".train_files.lock"]
 
 
 def test_prepared_tables_describe_the_events(tiny_dataset, tmp_path):
@@ -472,3 +478,123 @@ def test_the_list_of_files_to_prepare(tiny_dataset, tmp_path):
     with pytest.raises(DataError, match="train_files.json: damaged"): IceCubeDataset(out)
     path.unlink()
     assert len(IceCubeDataset(out)) == len(IceCubeDataset(tiny_dataset))
+
+
+def rewritten(path, change):
+    "Change columns of one table of a prepared set, as if they had been written so and without checksums."
+    events = path.with_name(path.name.replace(".pulses.", ".events.").replace(".doms.", ".events."))
+    facts = prepared_facts(events, whole=False)
+    table = change(map_arrow(path).to_pandas().copy())
+    sizes = facts["bytes"]
+    if path != events:
+        write_arrow(pa.Table.from_pandas(table, preserve_index=False), path)
+        sizes |= {path.name.split(".")[-2]: path.stat().st_size}
+        table = map_arrow(events).to_pandas().copy()
+    facts = json.dumps({"format": facts["format"], "source": facts["source"], "bytes": sizes})
+    new = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata({"iceaggr": facts})
+    events.unlink()
+    write_arrow(new, events)
+
+
+@pytest.mark.parametrize("part, column, value, word", [
+    ("events", "first_pulse", -1, "first_pulse and n_pulses of its events"),
+    ("events", "n_pulses", 10**9, "first_pulse and n_pulses of its events"),
+    ("events", "first_dom", 10**6, "first_dom and n_doms of its events"),
+    ("doms", "n_pulses", 0, "first_pulse and n_pulses of its DOMs"),
+    ("doms", "first_pulse", 7, "first_pulse and n_pulses of its DOMs"),
+    ("doms", "sensor_id", -3, "another sensor than its pulses"),
+    ("doms", "sensor_id", 77, "another sensor than its pulses"),
+    ("events", "azimuth", np.inf, "not finite"),
+    ("pulses", "time", -5, "cannot be"),
+    ("pulses", "charge", np.inf, "cannot be"),
+    ("pulses", "sensor_id", 5160, "cannot be"),
+    ("pulses", "rank", 10**6, "ranks"),
+    ("pulses", "rank", -1, "ranks"),
+])
+def test_prepared_tables_that_contradict_each_other_are_refused(tiny_dataset, tmp_path, part, column, value,
+                                                                word):
+    "Also without checksums: a wrong offset would read the pulses of other events, or beyond the file."
+    out = prepare(tiny_dataset, tmp_path / "out", progress=False)
+    path = out / f"train/batch_3.{part}.arrow"
+
+    def change(table):
+        table.loc[1, column] = np.asarray(value).astype(table[column].dtype)
+        return table
+
+    rewritten(path, lambda table: table)
+    same_events(list(IceCubeDataset(out)), list(IceCubeDataset(tiny_dataset)))
+    rewritten(path, change)
+    with pytest.raises(DataError, match=word): list(IceCubeDataset(out))
+
+
+@pytest.mark.parametrize("part, n, first, word", [
+    ("events", "n_doms", "first_dom", "the pulses of an event's DOMs"),
+    ("events", "n_pulses", "first_pulse", "the pulses of an event's DOMs"),
+    ("doms", "n_pulses", "first_pulse", "another sensor than its pulses")])
+def test_a_row_that_moves_to_its_neighbour_is_noticed(tiny_dataset, tmp_path, part, n, first, word):
+    "The ranges still cover all rows, each once; without checksums only the other tables tell."
+    out = prepare(tiny_dataset, tmp_path / "out", progress=False)
+
+    def move(table):
+        k = next(i for i in np.argsort(table[first]).to_numpy()[:-1] if table[n][i] > 1)
+        following = int(np.flatnonzero(table[first] == table[first][k] + table[n][k])[0])
+        table.loc[k, n] -= 1
+        table.loc[following, [first, n]] += [-1, 1]
+        return table
+
+    rewritten(out / f"train/batch_3.{part}.arrow", move)
+    with pytest.raises(DataError, match=word): list(IceCubeDataset(out))
+
+
+@pytest.mark.parametrize("part", ["pulses", "doms", "events"])
+def test_file_that_shrinks_while_it_is_mapped(tiny_dataset, tmp_path, part):
+    "In a process of its own: reading beyond the end would kill it."
+    out = prepare(tiny_dataset, tmp_path / "out", progress=False)
+    [code] = ended(launch(tmp_path / "output", read_cut_file, out, part))
+    assert code == 0, (tmp_path / "output").read_text()
+
+
+def read_cut_file(out, part):
+    dataset = IceCubeDataset(out, batch_ids=[3])
+    dataset[0]
+    os.truncate(out / f"train/batch_3.{part}.arrow", 100)
+    message = f"batch_3.{part}.arrow: has shrunk from .* run prepare again"
+    for read in (lambda: dataset[1], lambda: dataset.hits([1])):
+        with pytest.raises(DataError, match=message): read()
+
+
+def test_several_processes_prepare_one_folder(tiny_dataset, tmp_path):
+    "No file is lost from the list of those to come."
+    out, batches = tmp_path / "out", find_batches(tiny_dataset)
+    processes = [p for b in batches
+                 for p in launch(tmp_path / "output", prepare_slowly, tiny_dataset, out, b)]
+    assert ended(processes) == [0] * len(batches), (tmp_path / "output").read_text()
+    assert promised_files(out) == batches
+    same_events(list(IceCubeDataset(out)), list(IceCubeDataset(tiny_dataset)))
+
+
+def prepare_slowly(root, out, batch):
+    "Without the lock, the others would read the list between this one's reading and writing."
+    def read_and_wait(*args):
+        found = promised_files(*args)
+        time.sleep(0.5)
+        return found
+
+    iceaggr.engine.prepare.promised_files = read_and_wait
+    prepare(root, out, [batch], progress=False)
+
+
+def test_a_change_of_equal_size_and_date_is_seen_by_check(tiny_dataset, tmp_path):
+    "Without it, a finished file is kept."
+    root, out = shutil.copytree(tiny_dataset, tmp_path / "data"), tmp_path / "out"
+    path = root / "train/batch_3.parquet"
+    table, plain = pd.read_parquet(path), dict(compression=None, use_dictionary=False)
+    table.to_parquet(path, **plain)
+    before = path.stat()
+    prepare(root, out, progress=False)
+    table.assign(charge=table.charge[::-1].to_numpy()).to_parquet(path, **plain)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    prepare(root, out, progress=False)
+    with pytest.raises(DataError, match="differs from the source"):
+        prepare(root, out, check=True, progress=False)

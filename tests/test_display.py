@@ -439,3 +439,10 @@ def test_pages_fit_a_telephone(tmp_path):
         assert tab.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
                             ) == [1400, 900]
         browser.close()
+
+
+def test_dollars_in_a_title_are_text(bright):
+    "The name of an event's type may hold what matplotlib would read as a formula."
+    figure = plot_event(bright, title="a $\\frac{ and $x$")
+    figure.canvas.draw()
+    plt.close(figure)

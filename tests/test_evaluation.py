@@ -22,6 +22,7 @@ from iceaggr.evaluation import (
     evaluate,
     event_errors,
     event_truth,
+    plot_types,
     read_predictions,
     summary,
 )
@@ -303,3 +304,10 @@ def test_ids_of_predictions_are_exact():
     assert check_predictions(table.assign(event_id=[2.0, 3.0])).event_id.tolist() == [2, 3]
     large = [2 ** 62 + 1, -2 ** 63]
     assert check_predictions(table.assign(event_id=large)).event_id.tolist() == large
+
+
+def test_dollars_in_a_type_are_text():
+    "The name of a type may hold what matplotlib would read as a formula."
+    quantiles = dict(median=1., mean=2.)
+    row = dict(name="a $\\frac{", n=3, model=quantiles, line_fit=quantiles)
+    plot_types(dict(by=dict(type=[row]))).canvas.draw()

@@ -1,4 +1,6 @@
 """Batches of a data set: every event once, in an order that the seed fixes, the same in worker processes."""
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +67,17 @@ def test_worker_processes_make_the_same_batches(events):
         if not len(chosen): assert here is there is None
         else: assert equal(here, there) and equal(here, collate_dom_packing(events.__getitems__(chosen)))
     with pytest.raises(IndexError, match="batch 3 of 3"): batches[3]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers inherit the patch by a fork")
+def test_full_shared_memory_ends_the_run(events, monkeypatch):
+    "An error in the thread that sends batches would lose one, and the receiver would wait for ever."
+    def full(*_): raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    batches = PackedBatches(events, [range(64)] * 3)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=2, timeout=60,
+                                         multiprocessing_context="fork")
+    with pytest.raises(OSError, match="/dev/shm has .* MB free.*--workers 0"): list(loader)
 
 
 def test_a_share_takes_part_of_each_batch(events):

@@ -228,6 +228,28 @@ def test_files_that_are_no_weights(model, tmp_path):
         HierarchicalTransformer.load(tmp_path / "none")
 
 
+@pytest.mark.parametrize("field, value, word", [
+    ("settings", dict(dom_layers=10**7), "dom_layers must be a whole number from 0 to 1,000"),
+    ("settings", dict(dom_heads=0), "dom_heads"), ("settings", dict(event_d_model="wide"), "event_d_model"),
+    ("settings", dict(max_seq_len=10**12), "max_seq_len"), ("settings", dict(dropout="x"), "dropout"),
+    ("settings", None, "settings is no JSON object"), ("settings", "{", "settings is no JSON object"),
+    ("parts", [1], "parts is no JSON object"), ("parts", dict(model=3), "no whole model"),
+    ("parts", {"pool": {"class": 7}}, "no whole model"), ("sensors", torch.zeros(3), "no whole model"),
+    ("sensors", None, "no whole model")])
+def test_damaged_headers_are_refused_before_anything_is_built(model, tmp_path, field, value, word):
+    state, settings = dict(model.state_dict()), vars(model.settings)
+    header = dict(format="pt", version=WEIGHTS_VERSION, settings=json.dumps(settings), parts="{}")
+    if field == "sensors":
+        if value is None: del state["t2.sensors"]
+        else: state["t2.sensors"] = value
+    elif isinstance(value, str): header[field] = value
+    elif field == "settings" and value: header[field] = json.dumps(settings | value)
+    else: header[field] = json.dumps(value)
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(safetensors_bytes(state, header))
+    with pytest.raises(ValueError, match=word): HierarchicalTransformer.load(path)
+
+
 def test_files_without_parts_load_as_before(model, batch, tmp_path):
     header = dict(format="pt", version=WEIGHTS_VERSION, settings=json.dumps(vars(model.settings)))
     path = tmp_path / "old.safetensors"

@@ -361,6 +361,14 @@ def test_a_resume_with_other_events_is_refused(data, tmp_path):
     assert len(resume(tmp_path / "prepared", settings)) == 1       # the other form of the same data
 
 
+@pytest.mark.parametrize("content", [[1], dict(a=1), "step", "log", "version"])
+def test_checkpoint_of_other_content_is_refused(tmp_path, content):
+    "Whatever torch can read; a value of another type as well."
+    if isinstance(content, str): content = checkpoints.new_state() | {content: "x" if content != "log" else 3}
+    torch.save(content, tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="another version"): checkpoints.read_checkpoint(tmp_path)
+
+
 def same_events_with_others(data, folder): # yields folders
     "The same ids, sizes and directions, with other charges, sensors and efficiencies."
     for column, change in (("charge", lambda x: 2 * x), ("sensor_id", lambda x: 5159 - x)):

@@ -2,6 +2,7 @@
 import dataclasses
 import functools
 import math
+import warnings
 from unittest import mock
 
 import numpy as np
@@ -29,6 +30,7 @@ from iceaggr.training import (
     _in_notebook,
     _lr_factor,
     _replace_targets,
+    _SlowSteps,
     _start_from,
     _update_average,
     choose_batches,
@@ -259,6 +261,19 @@ def test_a_step_that_is_not_finite_is_skipped(data, tmp_path, capsys):
         fit(model, ds, valid, tmp_path, dataclasses.replace(SETTINGS, epochs=9), progress=False)
     assert capsys.readouterr().out.count("step skipped") == 10
     assert len(pd.read_csv(tmp_path / "skipped_steps.csv")) == 10
+
+
+def test_steps_that_become_slow_are_warned_of_once():
+    watch = _SlowSteps(first=20, last=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for k in range(60): watch.add(1e-5 * (1 + k % 3))            # and some that take longer now and then
+        for _ in range(2): watch.add(1.)
+    with pytest.warns(UserWarning, match="100 times as long .* OMP_NUM_THREADS=1"):
+        for _ in range(3): watch.add(2e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(9): watch.add(2e-3)
 
 
 def test_a_run_that_learnt_nothing_has_no_best_weights(data, tmp_path):

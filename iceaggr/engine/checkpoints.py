@@ -7,7 +7,6 @@ __all__ = []
 
 # %% ../../nbs/44_checkpoints.ipynb #a303409d
 import copy
-import errno
 import json
 import math
 import os
@@ -21,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from safetensors import SafetensorError
 
 import iceaggr
-from ..common import atomic_write
+from ..common import atomic_write, file_lock
 from .distributed import on_first, sum_over, world_size
 from ..model import HierarchicalTransformer
 from ..weights import WEIGHTS_VERSION, class_name
@@ -52,6 +51,13 @@ def has_checkpoint(
 ) -> bool:
     "Whether there is something to resume."
     return any((Path(run) / name).exists() for name in CHECKPOINTS)
+
+# %% ../../nbs/44_checkpoints.ipynb #7242d98a
+def _read_settings(run): # dict
+    "Content of settings.json; None if it is missing or damaged."
+    try: found = json.loads((run / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError): return None
+    return found if isinstance(found, dict) else None
 
 # %% ../../nbs/44_checkpoints.ipynb #14e75202
 def save_state(
@@ -119,7 +125,7 @@ def read_checkpoint(
         except Exception as e:
             damaged.append(f"{path} cannot be read ({type(e).__name__}): it is truncated or damaged")
             continue
-        if not new_state().keys() <= saved.keys() or saved["version"] != WEIGHTS_VERSION:
+        if not _is_state(saved):
             raise ValueError(f"{path} was written by another version: train into a new folder")
         if damaged:
             warnings.warn(f"{damaged[0]}; going on from the checkpoint before it, step {saved['step']}",
@@ -131,6 +137,14 @@ def read_checkpoint(
                      "to start from the last weights")
 
 # %% ../../nbs/44_checkpoints.ipynb #de01421b
+def _is_state(saved) -> bool:
+    "Whether something read from a checkpoint has what this version's checkpoints have."
+    fresh = new_state()
+    if not isinstance(saved, dict) or not fresh.keys() <= saved.keys(): return False
+    kinds = {name: (int, float) if isinstance(value, (int, float)) else type(value)
+             for name, value in fresh.items() if value is not None}
+    return saved["version"] == WEIGHTS_VERSION and all(isinstance(saved[k], t) for k, t in kinds.items())
+
 def _read_whole(path):
     "A checkpoint whose checksums are right."
     with open(path, "rb") as file:
@@ -205,12 +219,6 @@ def _check_facts(path, facts):
                          "same ones, or train into a new folder")
 
 # %% ../../nbs/44_checkpoints.ipynb #d6e0ed4c
-def _read_settings(run): # dict
-    "Content of settings.json; None if it is missing or damaged."
-    try: found = json.loads((run / "settings.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError): return None
-    return found if isinstance(found, dict) else None
-
 def _changed_facts(old, new): # list of texts such as "train.lr: 1.0 -> 2.0"
     "Differences between two settings.json that change the weights."
     harmless = ("version", "commit", "train.save_minutes", "train.graph_pulses")
@@ -233,20 +241,15 @@ def _flatten(facts):
     return flat
 
 # %% ../../nbs/44_checkpoints.ipynb #dd63defa
-_NO_LOCKS = errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP      # errors of a file system without locks
-
 def _lock(
     run:Path, # its folder, which exists
     claim:ExitStack, # frees the lock when it is closed
 ):
     "Lock a run until its claim is closed or this process ends; ValueError if another process has it."
-    lock = FileLock(run / ".lock", fallback_to_soft=False)
-    try: claim.enter_context(lock.acquire(timeout=0))
+    try: claim.enter_context(file_lock(run / ".lock", timeout=0))
     except Timeout:
         raise ValueError(f"{run} is being trained by another process: wait for its end, or stop it "
                          "and resume then") from None
-    except OSError as e:
-        if e.errno not in _NO_LOCKS: raise
 
 # %% ../../nbs/44_checkpoints.ipynb #7147f48e
 def source_commit() -> str|None: # "1a2b3c4", "1a2b3c4 with changes", or None outside a checkout

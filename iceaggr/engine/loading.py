@@ -6,6 +6,8 @@
 __all__ = ['EventBatchSampler']
 
 # %% ../../nbs/42_loading.ipynb #657b8626
+import os
+import shutil
 import warnings
 
 import numpy as np
@@ -165,14 +167,27 @@ class PackedBatches(torch.utils.data.Dataset):
 
 # %% ../../nbs/42_loading.ipynb #a821b143
 class SharedBatch:
-    "A batch on its way to another process, in one piece of shared memory."
-    def __init__(self, batch): self.batch = batch
+    "A batch on its way to another process, in one piece of shared memory; OSError if that is full."
+    def __init__(self, batch):
+        sizes = [_cache_lines(t) for t in _tensors(batch)]
+        self.memory = _shared_memory(sum(sizes))
+        self.places = _store(batch, self.memory, iter(np.cumsum([0, *sizes]).tolist()))
 
-    def __reduce__(self):
-        sizes = [_cache_lines(t) for t in _tensors(self.batch)]
-        memory = torch.empty(sum(sizes), dtype=torch.uint8).share_memory_()
-        starts = iter(np.cumsum([0, *sizes]).tolist())
-        return _rebuild, (memory, _store(self.batch, memory, starts))
+    def __reduce__(self): return _rebuild, (self.memory, self.places)
+
+def _shared_memory(n_bytes): # (n_bytes,) uint8
+    "Shared memory that is really there; OSError says what to do if there is too little."
+    try: return torch.empty(n_bytes, dtype=torch.uint8).share_memory_()
+    except RuntimeError as e:
+        raise OSError(f"no shared memory for a batch of {n_bytes / 1e6:.1f} MB ({_free_shared_memory()}): "
+                      "load without processes (--workers 0), or make /dev/shm larger (docker run "
+                      "--shm-size=8g)") from e
+
+def _free_shared_memory():
+    "How full the file system of shared memory is."
+    if not os.path.isdir("/dev/shm"): return "it is full"
+    usage = shutil.disk_usage("/dev/shm")
+    return f"/dev/shm has {usage.free / 1e6:.1f} of {usage.total / 1e6:.1f} MB free"
 
 # %% ../../nbs/42_loading.ipynb #6cf4e090
 def _tensors(part) -> list: # of a batch and its metadata, in the order of their keys

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from ..common import DataError, atomic_write, progress_bar
+from ..common import DataError, atomic_write, file_lock, progress_bar
 from ..data import IceCubeDataset, choose_files
 from ..geometry import load_geometry
 from ..io.bad_events import write_skipped
@@ -58,7 +58,7 @@ def _prepare_batch(root, split, batch_id, target, source, progress=None, on_bad_
     dataset = IceCubeDataset(root, split, [batch_id], on_bad_event=on_bad_event)
     bad_events = None
     if dataset.bad is not None and len(dataset.bad):
-        columns = ["row", "event_id", "file", "column", "reason", "asked"]
+        columns = ["row", "event_id", "no_id", "file", "column", "reason", "asked"]
         bad_events = dataset.bad.rename_axis("row").reset_index()[columns].to_dict("list")
     write_prepared(_tables_of_file(dataset, progress), target, source, bad_events)
 
@@ -157,7 +157,7 @@ def prepare(
     out, # folder to write; what is finished there is kept
     batch_ids:list | None=None, # files, None: all
     split:str="train",
-    check:bool=False, # compare every event with the source
+    check:bool=False, # compare every event with the source; else a source of equal size and date is the same
     progress:bool=True,
     on_bad_event:str="error", # or "skip": leave bad events out and list them in out/skipped.csv
 ) -> Path: # out
@@ -191,9 +191,10 @@ def _start_folder(root, out, split, wanted):
     for name in ("sensor_geometry.csv", "truth.parquet"):
         if not (root / name).exists(): continue
         with atomic_write(out / name) as part: shutil.copyfile(root / name, part)
-    promised = sorted({*promised_files(out, split), *wanted})
-    with atomic_write(out / f"{split}_files.json") as part:
-        part.write_text(json.dumps(promised), encoding="utf-8")
+    with file_lock(out / f".{split}_files.lock"):     # another process may prepare other files
+        promised = sorted({*promised_files(out, split), *wanted})
+        with atomic_write(out / f"{split}_files.json") as part:
+            part.write_text(json.dumps(promised), encoding="utf-8")
 
 # %% ../../nbs/41a_prepare.ipynb #bc903ffd
 def _prepare_files(root, out, split, files, wanted, check, progress, on_bad_event):

@@ -185,8 +185,8 @@ def events_without_meta(
             ids.append(column_values(chunk, "event_id")[0].astype(np.int64))
     except DataError as e: ids, reason = ids[:1], _without_path(e, path)
     ids = pd.unique(np.concatenate(ids))
-    ids = ids if len(ids) else [MISSING]
-    return pd.DataFrame({"event_id": ids, "file": str(path), "column": "batch_id", "reason": reason})
+    table = {"event_id": ids if len(ids) else [MISSING], "no_id": not len(ids), "file": str(path)}
+    return pd.DataFrame(table | {"column": "batch_id", "reason": reason})
 
 # %% ../../nbs/50_bad_data.ipynb #1d90a400
 def write_skipped(

@@ -92,6 +92,8 @@ def open_parquet(
     columns, # names that it must have
 ) -> pq.ParquetFile:
     "Open a Parquet file and check its columns and their types. DataError names the file and the column."
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is not a regular file; {_advice(path)}")
     try: file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
     except FileNotFoundError: raise DataError(f"{path}: no such file; {_advice(path)}") from None
     except PermissionError: raise DataError(f"{path}: not readable; change its permissions") from None
@@ -213,18 +215,20 @@ def read_meta(
     path:Path, # train_meta.parquet or test_meta.parquet
     batch_ids, # requested files
     targets:bool=True, # read azimuth and zenith
-    skip:bool=False, # note faults of an event in the columns `column` and `reason`, instead of a DataError
+    skip:bool=False, # note faults of an event in `column` and `reason`, and ids without a value in `no_id`
 ) -> pd.DataFrame: # rows in order of batch_ids, then as in the file
     "The rows of the requested files from a meta table, checked."
     columns = META_COLUMNS + TARGET_COLUMNS * targets
     file, requested = open_parquet(path, columns), np.unique(batch_ids)
     parts = {c: [np.empty(0, np.float64 if c in TARGET_COLUMNS else np.int64)] for c in columns}
+    parts["no_id"] = [np.empty(0, bool)]
     for row, chunk in _meta_chunks(file, path, columns, requested):
         batch, missing = column_values(chunk, "batch_id")
         keep = np.isin(batch, requested) | missing
         if not keep.any(): continue
         for c in columns: parts[c].append(_meta_column(chunk, c, keep, row, path, skip))
-    table = pd.DataFrame({c: np.concatenate(parts.pop(c)) for c in columns})
+        parts["no_id"].append(_without_value(chunk, "event_id")[keep])
+    table = pd.DataFrame({c: np.concatenate(parts[c]) for c in (*columns, *["no_id"] * skip)})
     return check_meta(table, path, batch_ids, skip)
 
 # %% ../../nbs/40_kaggle_files.ipynb #adfde8c0
@@ -241,14 +245,18 @@ def _meta_column(chunk, name, keep, row, path, skip) -> np.ndarray:
     values, missing = column_values(chunk, name)
     if name in TARGET_COLUMNS:     # NaN is refused later, with the event's number
         return np.where(missing, np.nan, values.astype(np.float64))[keep]
-    bad = keep & missing
-    if values.dtype == np.uint64: bad |= keep & (values > np.iinfo(np.int64).max)
+    bad = keep & _without_value(chunk, name)
     if bad.any() and not skip:
         k = int(bad.argmax())
         event = chunk.column("event_id")[k]
         raise DataError(f"{path}: column {name}, event {event}: no value, or one beyond int64, "
                         f"in row {row + k}; re-download the file", name)
     return np.where(bad, MISSING, values.astype(np.int64))[keep]
+
+def _without_value(chunk, name) -> np.ndarray: # (P,) bool
+    "Whole numbers that have no value, or one beyond int64."
+    values, missing = column_values(chunk, name)
+    return missing | (values > np.iinfo(np.int64).max) if values.dtype == np.uint64 else missing
 
 # %% ../../nbs/40_kaggle_files.ipynb #c69c4e73
 def check_meta(
@@ -275,7 +283,8 @@ def check_meta(
 def _check_ranges(meta, path, skip):
     if skip:
         for name in META_COLUMNS[::-1]:
-            refuse(meta, meta[name] == MISSING, path, name, "no value, or one beyond int64")
+            bad = meta.no_id if name == "event_id" else meta[name] == MISSING
+            refuse(meta, bad, path, name, "no value, or one beyond int64")
     first, last = meta.first_pulse_index, meta.last_pulse_index
     refuse(meta, first < 0, path, "first_pulse_index", "is negative")
     no_pulses = "is before first_pulse_index, so the event has no pulses"

@@ -17,7 +17,15 @@ import pyarrow as pa
 
 from ..common import DataError, atomic_write, single_line
 from .bad_events import SKIPPED_COLUMNS
-from .kaggle import META_COLUMNS, MISSING, TARGET_COLUMNS, UNREADABLE, refuse, repeated_events
+from iceaggr.io.kaggle import (
+    META_COLUMNS,
+    MISSING,
+    TARGET_COLUMNS,
+    UNREADABLE,
+    are_sound,
+    refuse,
+    repeated_events,
+)
 from ..pulses import Pulses
 
 # %% ../../nbs/41_prepared_files.ipynb #0d1b7c10
@@ -69,6 +77,8 @@ def map_arrow(
     path:Path,
 ) -> pa.Table:
     "Map an Arrow file into memory; DataError if it is missing, cut short or has gaps."
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is not a regular file; run prepare again")
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         _arrays(table)
@@ -150,19 +160,84 @@ def _checked_arrow(path, facts) -> pa.Table:
     raise DataError(f"{path}: damaged: its columns have changed since they were written; "
                     "remove it and run prepare again")
 
+# %% ../../nbs/41_prepared_files.ipynb #89ae9f49
+def _contradictions(pulses, doms, events): # yields texts
+    "What is wrong with the columns of a set, also where no checksum was stored."
+    tables = ("event", events, "first_pulse", "n_pulses", len(pulses["time"])), (
+        "event", events, "first_dom", "n_doms", len(doms["n_pulses"])), (
+        "DOM", doms, "first_pulse", "n_pulses", len(pulses["time"]))
+    for what, table, first, n, total in tables:
+        if not _covers(table[first], table[n], total):
+            yield f"{first} and {n} of its {what}s do not cover the {total:,} rows that they point to"
+            return
+    if not are_sound(pulses): yield "a pulse has a time, a charge or a sensor that cannot be"
+    first = np.sort(events["first_dom"])
+    in_events = np.add.reduceat(doms["n_pulses"], first, dtype=np.int64) if len(first) else np.empty(0, int)
+    if not np.array_equal(in_events, events["n_pulses"][np.argsort(events["first_dom"])]):
+        yield "the pulses of an event's DOMs are not those of the event"
+    if not np.array_equal(np.repeat(doms["sensor_id"], doms["n_pulses"]), pulses["sensor_id"]):
+        yield "a DOM has another sensor than its pulses"
+    if not all(np.isfinite(events[name]).all() for name in TARGET_COLUMNS if name in events):
+        yield "an event has a direction that is not finite"
+    if not _are_places(pulses["rank"], events["first_pulse"], events["n_pulses"]):
+        yield "the ranks of an event's pulses are not its places in time"
+
+# %% ../../nbs/41_prepared_files.ipynb #07381147
+def _covers(first, n, total) -> bool:
+    "True if ranges, in any order, hold each of so many rows once."
+    order = np.argsort(first, kind="stable")
+    ends = np.cumsum(n[order].astype(np.int64))
+    in_turn = np.array_equal(first[order], np.append(0, ends)[:len(first)])
+    return bool((n > 0).all() and in_turn and (ends[-1] if len(ends) else 0) == total)
+
+def _are_places(rank, first, n) -> bool:
+    "True if the ranks of each event can be 0, 1, ... in some order: by their largest and by their sum."
+    if not len(first): return True
+    order = np.argsort(first, kind="stable")
+    first, n = first[order], n[order].astype(np.int64)
+    largest, total = np.maximum.reduceat(rank, first), np.add.reduceat(rank, first, dtype=np.int64)
+    return bool(rank.min() >= 0 and (largest == n - 1).all() and (total == n * (n - 1) // 2).all())
+
+# %% ../../nbs/41_prepared_files.ipynb #70079519
+class MappedPulses(Pulses):
+    "Pulses of files that are mapped into memory; DataError if one has become shorter since."
+    def __init__(self, path, *tables):
+        super().__init__(*tables)
+        found = {file: file.stat() for file in (part_path(path, part) for part in PARTS)}
+        self.sizes = {file: (stat.st_ino, stat.st_size) for file, stat in found.items()}
+
+    def gather(self, events):
+        self._check_sizes()
+        return super().gather(events)
+
+    def hits(self, events):
+        self._check_sizes()
+        return super().hits(events)
+
+    def _check_sizes(self):
+        "Reading beyond the end of a mapped file would end the process without a word."
+        for path, (file, size) in self.sizes.items():
+            try: now = path.stat()
+            except FileNotFoundError: continue                # removed or renamed: what is mapped stays
+            if now.st_ino == file and now.st_size < size:
+                raise DataError(f"{path}: has shrunk from {size:,} to {now.st_size:,} bytes while it was "
+                                "open; run prepare again")
+
 # %% ../../nbs/41_prepared_files.ipynb #0d06e1ef
 def open_prepared(
     path:Path, # an event table
     first:np.ndarray, # (k,) first pulse of each wanted event
 ) -> Pulses:
-    "Some events of a set, mapped into memory."
+    "Some events of a set, mapped into memory; DataError if its tables do not fit together."
     facts = prepared_facts(path)
     pulses, doms, events = (_arrays(_checked_arrow(part_path(path, part), facts)) for part in PARTS)
+    for wrong in _contradictions(pulses, doms, events):
+        raise DataError(f"{path}: damaged: {wrong}; remove it and run prepare again")
     if not np.array_equal(events["first_pulse"], first):
         order = np.argsort(events["first_pulse"])
         rows = order[np.searchsorted(events["first_pulse"], first, sorter=order)]
         events = {name: values[rows] for name, values in events.items()}
-    return Pulses(pulses, doms, events)
+    return MappedPulses(path, pulses, doms, events)
 
 # %% ../../nbs/41_prepared_files.ipynb #bac76baf
 def read_prepared_events(
@@ -203,19 +278,25 @@ def _unreadable_set(path, batch_id, targets, error) -> pd.DataFrame:
     "One row that stands for all events of a set that cannot be read."
     row = {"batch_id": batch_id, "event_id": MISSING, "first_pulse_index": 0, "last_pulse_index": 0}
     if targets: row |= dict.fromkeys(TARGET_COLUMNS)
-    row |= {"file": str(path), "column": "", "reason": str(error).removeprefix(f"{path}: "), "asked": False}
+    row |= {"file": str(path), "column": "", "reason": str(error).removeprefix(f"{path}: "), "asked": False,
+            "no_id": True}
     return pd.DataFrame([row])
 
 # %% ../../nbs/41_prepared_files.ipynb #5e11a002
 NOTES = ("file", "column", "reason")     # what is wrong with an event that is left out
 
+def _without_id(left_out) -> pd.Series: # of bool
+    "Events that were left out because their id has no value."
+    return left_out.get("no_id", left_out.event_id == MISSING)     # older sets do not say
+
 def _put_back(table, left_out, batch_id) -> pd.DataFrame:
     "The events that were left out, in their rows of the table of all."
     ids = left_out.event_id.astype(np.int64)
     left_out = left_out.assign(batch_id=batch_id, first_pulse_index=0, last_pulse_index=0, event_id=ids)
+    left_out["no_id"] = _without_id(left_out)
     left_out = left_out.set_index("row")
     rows = np.setdiff1d(np.arange(len(table) + len(left_out)), left_out.index)
-    kept = table.set_axis(rows).assign(**{c: table.get(c, "") for c in NOTES}, asked=True)
+    kept = table.set_axis(rows).assign(**{c: table.get(c, "") for c in NOTES}, asked=True, no_id=False)
     both = pd.concat([kept, left_out]).sort_index()
     return both.astype({c: np.int64 for c in META_COLUMNS}).reset_index(drop=True)
 
@@ -236,7 +317,8 @@ def _with_notes(table) -> pd.DataFrame:
     "Fill the notes of sets that have none."
     notes = {c: table[c].fillna("") if c in table else "" for c in NOTES}
     asked = (table["asked"].eq(True) | table["asked"].isna()) if "asked" in table else True
-    return table.assign(**notes, asked=asked)
+    no_id = table["no_id"].eq(True) if "no_id" in table else False
+    return table.assign(**notes, asked=asked, no_id=no_id)
 
 # %% ../../nbs/41_prepared_files.ipynb #04310d2c
 def named_bad_events(
@@ -245,8 +327,9 @@ def named_bad_events(
     "The events that were left out of a set, as its event table names them; none where it cannot be read."
     try: bad_events = prepared_facts(path, whole=False).get("bad_events") or {}
     except DataError: bad_events = {}
-    table = pd.DataFrame(bad_events, columns=SKIPPED_COLUMNS)
-    return table.assign(event_id=table.event_id.astype("Int64").mask(table.event_id == MISSING))
+    table = pd.DataFrame(bad_events, columns=[*SKIPPED_COLUMNS, *["no_id"] * ("no_id" in bad_events)])
+    ids = table.event_id.astype("Int64").mask(_without_id(table).astype(bool))
+    return table.assign(event_id=ids)[list(SKIPPED_COLUMNS)]
 
 # %% ../../nbs/41_prepared_files.ipynb #0d1b7c15
 def source_facts(

@@ -249,7 +249,7 @@ def _work(job):
 
 # %% ../../nbs/33_simulation.ipynb #70d2648d
 def _chunks_in_order(
-    jobs:list, # arguments of `simulate_chunk` after the detector
+    jobs, # iterable of the arguments of `simulate_chunk` after the detector
     workers:int, detector:Detector,
 ): # yields what `simulate_chunk` gives
     "Chunks from several processes, in order."
@@ -400,8 +400,9 @@ def simulate_dataset(
               "geometry": _fingerprint(geometry), "dead_doms": _dead_sensors(geometry, detector, dead)}
     if _claim_folder(out, record): return out
     geometry.to_csv(out / "sensor_geometry.csv")
-    jobs = [(seed, c, settings) for c in range(math.ceil(n_events / CHUNK))]
-    chunks = _chunks_in_order(jobs, min(workers or os.cpu_count() or 1, len(jobs)), detector)
+    n_chunks = math.ceil(n_events / CHUNK)
+    jobs = ((seed, c, settings) for c in range(n_chunks))
+    chunks = _chunks_in_order(jobs, min(workers or os.cpu_count() or 1, n_chunks), detector)
     _write_files(out, chunks, n_events, per_file, progress)
     _write_settings(out, record, True)
     return out
