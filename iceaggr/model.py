@@ -23,8 +23,9 @@ from .common import DataError, progress_bar, shorten
 from .direction import angles_to_vector, vector_to_angles, vmf_loss, vmf_quantile
 from .dom_transformer import DOMTransformer, padded_t1
 from .engine.distributed import contiguous_share, gather_table, rank, same_for_all, world_size
-from .engine.loading import PackedBatches
+from .engine.loading import PackedBatches, packed_batch
 from .event_transformer import EventTransformer, padded_t2
+from .features import sensor_table
 from .geometry import DOMS_PER_STRING, Geometry
 from .io.frames import events_and_keys
 from .packing import collate_dom_packing, split_batch, to_device
@@ -91,6 +92,7 @@ class HierarchicalTransformer(nn.Module):
         super().__init__()
         self.settings = s = model_settings(settings)
         self.parts = {"model": describe_part(type(self))}      # named in the file of weights
+        self.seen = {}                                         # ranges of the events it was trained on
         if pool is not None: self.parts["pool"] = describe_part(pool)
         pool = s.pool if pool is None else pool(s.dom_d_model)
         self.t1 = DOMTransformer(s.dom_d_model, s.dom_heads, s.dom_layers, s.max_seq_len, pool, s.dropout)
@@ -134,7 +136,8 @@ class HierarchicalTransformer(nn.Module):
 
     def save(self, path, state:dict|None=None):
         "Write settings, geometry and weights (or another `state`) to one .safetensors file, atomically."
-        save_weights(self.state_dict() if state is None else state, self.settings, path, self.parts)
+        state = self.state_dict() if state is None else state
+        save_weights(state, self.settings, path, self.parts, self.seen)
 
     @classmethod
     def load(cls,
@@ -218,7 +221,7 @@ def _predict_batches(model, batches, max_sequences):
             found.append(prediction_table(t2_batch["event_ids"], model.t2.vector(**t2_batch)))
             done.update(t2_batch["event_ids"].tolist())
     _warn_of_incomplete(accumulator)
-    _warn_of_small_events(hits)
+    _warn_of_other_events(hits, model.seen)
     if not found: found = [prediction_table(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3))]
     order = pd.Index(list(order), dtype=np.int64, name="event_id")
     return pd.concat(found).set_index("event_id").reindex(order).reset_index()
@@ -251,27 +254,66 @@ def _near_deepcore(sensors) -> Tensor: # (N, 7) -> (N,) bool
     distance = (sensors[:, :2] - sensors[35 * DOMS_PER_STRING, :2]).norm(dim=-1)
     return (distance < _DEEPCORE_RADIUS) & (sensors[:, 2] < _DEEPCORE_TOP)
 
-def _count_coincidences(batch, is_central) -> np.ndarray: # (B, 3) event_id, HLC DOMs, those near DeepCore
-    "DOMs with a pulse in local coincidence, of each event of a batch."
+def _count_coincidences(batch, is_central) -> np.ndarray: # (B, 4) as `_COUNTS`
+    "Pulses, and DOMs with a pulse in local coincidence, of each event of a batch."
     m, n = batch["metadata"], len(batch["metadata"]["event_ids"])
     lit = batch["dom_mask"] & (batch["packed_sequences"][..., 3] == 0)
     hlc = torch.zeros(m["total_doms"], dtype=torch.bool, device=lit.device)
     hlc[m["global_dom_ids"][lit]] = True
     event, central = m["dom_to_event_idx"][hlc], is_central.to(lit.device)[m["sensor_ids"][hlc]]
     doms, inner = torch.bincount(event, minlength=n), torch.bincount(event[central], minlength=n)
-    return torch.stack([m["event_ids"], doms, inner], 1).cpu().numpy()
+    pulses = torch.zeros_like(doms).index_add_(0, m["dom_to_event_idx"], m["dom_features"][:, 2].long())
+    return torch.stack([m["event_ids"], pulses, doms, inner], 1).cpu().numpy()
+
+_COUNTS = "event_id", "pulses", "doms", "inner"      # HLC DOMs, and those of them near DeepCore
 
 # %% ../nbs/17_model.ipynb #1e166e27
-def _warn_of_small_events(hits):
-    "Warn once if most events are unlike those of the pretrained models."
+def _warn_of_other_events(
+    hits, # list of arrays of `_count_coincidences`
+    seen, # ranges of the events that the model was trained on
+):
+    "Warn once if events are unlike those that the model was trained on."
     if not hits: return
-    table = pd.DataFrame(np.concatenate(hits), columns=["event_id", "doms", "inner"])
-    table = table.groupby("event_id").sum()
+    table = pd.DataFrame(np.concatenate(hits), columns=_COUNTS).groupby("event_id").sum()
     small = (table.doms < 8) | ((table.doms < 20) & (table.inner > 0.8 * table.doms))
-    if small.mean() <= 0.5: return
+    if small.mean() <= 0.5: return _warn_of_unseen(table, seen)
     warnings.warn(f"{small.sum():,} of {len(small):,} events have fewer than 8 DOMs in local coincidence, or "
                   "few and nearly all in DeepCore: the pretrained models were trained on larger events (200 "
                   "GeV to 50 TeV), and their directions and cones mean little here", stacklevel=6)
+
+# %% ../nbs/17_model.ipynb #212cd301
+_WORDS = dict(pulses="pulses", doms="DOMs in local coincidence", deepcore="share of these in DeepCore")
+
+def _ranges(table) -> pd.DataFrame: # pulses, doms, deepcore
+    "The quantities whose ranges a model carries, from the counts of events."
+    share = table.inner / table.doms.clip(lower=1)
+    return pd.DataFrame(dict(pulses=table.pulses, doms=table.doms, deepcore=share))
+
+def ranges_of_events(
+    dataset, # IceCubeDataset
+    most:int=2_000, # events whose DOMs are looked at
+) -> dict: # pulses, doms, deepcore -> [smallest, largest]
+    "Ranges of the events of a data set: of the pulses of all, of the DOMs of a sample."
+    is_central = _near_deepcore(sensor_table(dataset.geometry))
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, most).astype(int))
+    counts = [_count_coincidences(packed_batch(dataset, part), is_central)
+              for part in np.array_split(chosen, max(len(chosen) // 100, 1))]
+    found = _ranges(pd.DataFrame(np.concatenate(counts), columns=_COUNTS)).agg(["min", "max"])
+    ranges = {name: [float(x) for x in found[name]] for name in found}
+    return ranges | dict(pulses=[int(dataset.n_pulses.min()), int(dataset.n_pulses.max())])
+
+# %% ../nbs/17_model.ipynb #0f784a94
+def _warn_of_unseen(table, seen):
+    "Warn of events far outside the ranges of those that the model was trained on: by a factor of two."
+    found = _ranges(table)
+    outside = {name: ~found[name].between(seen[name][0] / 2, 2 * seen[name][1])
+               for name in found if name in seen}
+    n = int(np.logical_or.reduce(list(outside.values())).sum()) if outside else 0
+    if not n: return
+    ranges = "; ".join(f"{_WORDS[name]} {seen[name][0]:,g} to {seen[name][1]:,g}: {int(bad.sum()):,} outside"
+                       for name, bad in outside.items() if bad.any())
+    warnings.warn(f"{n:,} of {len(table):,} events lie outside the range of those that the model was trained "
+                  f"on ({ranges}): their directions and cones may be wrong", stacklevel=7)
 
 # %% ../nbs/17_model.ipynb #60ac90ad
 @torch.no_grad()
@@ -360,7 +402,7 @@ def _own_batches(dataset, indices, max_pulses):
 # %% ../nbs/17_model.ipynb #m0000045
 def _load(cls, path, device, pool):
     "A model from a file of weights."
-    settings, state, parts = read_file(path)
+    settings, state, parts, seen = read_file(path)
     bad = [name for name, x in state.items() if x.is_floating_point() and not x.isfinite().all()]
     if bad:
         raise ValueError(f"{path} holds weights that are not finite ({shorten(bad)}): the training diverged; "
@@ -375,6 +417,7 @@ def _load(cls, path, device, pool):
         detail = str(e).splitlines()[-1].strip()
         raise ValueError(f"{path} holds weights of another kind of model or of an earlier version: "
                          f"{detail}") from e
+    model.seen = seen
     return model.to(device).eval()
 
 # %% ../nbs/17_model.ipynb #af772ff1

@@ -61,7 +61,7 @@ from .engine.loading import EventBatchSampler, PackedBatches, held_out_events
 from .geometry import Geometry
 from .io.bad_events import write_skipped
 from .io.kaggle import all_batches, find_batches
-from .model import PRESETS, HierarchicalTransformer, model_settings, predict_dataset
+from .model import PRESETS, HierarchicalTransformer, model_settings, predict_dataset, ranges_of_events
 from .packing import split_batch, to_device
 from .style import new_figure
 from .weights import class_name, read_file
@@ -625,6 +625,7 @@ def fit(
     targets:Callable | None=None, # (event ids (B,), true unit vectors (B, 3)) -> vectors (B, 3) to learn from
 ) -> pd.DataFrame: # the log, one row per epoch
     "Train, with all processes of the group; checkpoints, weights and the log go to the run's folder."
+    model.seen = ranges_of_events(train_ds)
     average = copy.deepcopy(model)
     optimizer = optimizer or MuonAdamW(model, settings.lr, settings.weight_decay)
     state = load_state(Path(run), model, average, optimizer) if resume else new_state()
@@ -798,7 +799,7 @@ def _start_from(
     init, # a .safetensors file, the folder of a run, or the name of a pretrained model
 ):
     "Copy the weights of another model; ValueError if sizes or geometry differ."
-    settings, state, parts = read_file(init)
+    settings, state, parts, _ = read_file(init)
     found, wanted = (dataclasses.replace(s, dropout=0.) for s in (model_settings(settings), model.settings))
     if found != wanted: raise ValueError(_other_sizes(init, found, wanted))
     model.check_geometry(Geometry(state["t2.sensors"][:, :3].numpy()))

@@ -29,10 +29,12 @@ def save_weights(
     settings, # its settings, a dataclass
     path, # where to write
     parts:dict|None=None, # of the model, from `describe_part`
+    seen:dict|None=None, # ranges of the events that it was trained on
 ):
     "Write weights, settings and geometry to one safetensors file, atomically."
     header = dict(format="pt", version=WEIGHTS_VERSION, settings=json.dumps(dataclasses.asdict(settings)))
     if parts is not None: header["parts"] = json.dumps(parts)
+    if seen: header["seen"] = json.dumps(seen)
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     data = _sort_header(safetensors_bytes(tensors, header))
@@ -48,7 +50,7 @@ def _sort_header(data): # content of a safetensors file
 # %% ../nbs/18_weights.ipynb #e72c0393
 def read_file(
     path, # .safetensors file, the folder of a run (its best weights), or the name of a pretrained model
-) -> tuple: # settings (dict), state (dict of tensors), parts (dict; empty in files that do not name them)
+) -> tuple: # settings, state (tensors), parts, seen: dicts, the last two empty in files without them
     "All that a file of weights holds; FileNotFoundError or ValueError says what is wrong with it."
     path = _find_file(path)
     try:
@@ -60,12 +62,12 @@ def read_file(
                          f"folder of a run, its best.safetensors, or a pretrained model "
                          f"({pretrained_names()})") from e
     _check_header(header, path)
-    settings, parts = (_read_field(header, name, path) for name in ("settings", "parts"))
+    settings, parts, seen = (_read_field(header, name, path) for name in ("settings", "parts", "seen"))
     whole = all(isinstance(p, dict) and isinstance(p.get("class"), str) for p in parts.values())
     sensors = state.get("t2.sensors")
     if not whole or sensors is None or sensors.dim() != 2:
         raise ValueError(f"{path} holds no whole model (its parts or its sensors are damaged): copy it again")
-    return settings, state, parts
+    return settings, state, parts, seen
 
 def _read_field(header, name, path) -> dict:
     "A field of the header that holds JSON."
@@ -100,8 +102,7 @@ def read_weights(
     path, # .safetensors file, the folder of a run (its best weights), or the name of a pretrained model
 ) -> tuple: # settings (dict), state (dict of tensors)
     "Settings and tensors of a file of weights; FileNotFoundError or ValueError says what is wrong with it."
-    settings, state, _ = read_file(path)
-    return settings, state
+    return read_file(path)[:2]
 
 # %% ../nbs/18_weights.ipynb #bb91112f
 def pretrained_folder() -> Path:

@@ -18,7 +18,13 @@ from iceaggr.accumulator import EventAccumulator
 from iceaggr.data import IceCubeDataset
 from iceaggr.direction import angles_to_vector, vmf_loss
 from iceaggr.geometry import Geometry
-from iceaggr.model import HierarchicalTransformer, ModelSettings, model_settings, predict_dataset
+from iceaggr.model import (
+    HierarchicalTransformer,
+    ModelSettings,
+    model_settings,
+    predict_dataset,
+    ranges_of_events,
+)
 from iceaggr.packing import collate_dom_packing, split_batch
 from iceaggr.pulses import MAX_CHARGE
 from iceaggr.simulation.dataset import demo_dataset
@@ -248,6 +254,26 @@ def test_damaged_headers_are_refused_before_anything_is_built(model, tmp_path, f
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(safetensors_bytes(state, header))
     with pytest.raises(ValueError, match=word): HierarchicalTransformer.load(path)
+
+
+def test_events_unlike_those_of_the_training_are_warned_of(model, dataset, batch, tmp_path):
+    "The ranges travel with the weights; a factor of two is allowed; a file without ranges says nothing."
+    ranges = ranges_of_events(dataset)
+    assert ranges["pulses"] == [dataset.n_pulses.min(), dataset.n_pulses.max()]
+    assert ranges["doms"][1] <= dataset.n_pulses.max()
+    assert 0 <= ranges["deepcore"][0] <= ranges["deepcore"][1] <= 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for model.seen in ({}, ranges): model.predict(batch)
+    n = batch["metadata"]["dom_features"][:, 2]
+    largest = int(torch.zeros(len(batch["metadata"]["event_ids"])).index_add_(
+        0, batch["metadata"]["dom_to_event_idx"], n).max())
+    model.seen = dict(ranges, pulses=[1, largest // 3])
+    model.save(tmp_path / "narrow.safetensors")
+    model.seen = {}
+    narrow = HierarchicalTransformer.load(tmp_path / "narrow.safetensors")
+    message = rf"events lie outside .* \(pulses 1 to {largest // 3:,}: .* outside\)"
+    with pytest.warns(UserWarning, match=message): narrow.predict(batch)
 
 
 def test_files_without_parts_load_as_before(model, batch, tmp_path):
