@@ -88,7 +88,7 @@ def simulate(args):
     "Simulate a data set in the Kaggle layout."
     from iceaggr.simulation.dataset import simulate_dataset
     options = ("seed", "workers", "geometry", "dead_doms", "mix", "directions", "double_cascades", "bundles",
-               "bright", "saturation")
+               "bright", "saturation", "unknown_ice")
     out = simulate_dataset(args.out, args.events, **{name: getattr(args, name) for name in options})
     print(f"{args.events:,} simulated events in {out}")
 
@@ -534,11 +534,12 @@ def _simulate_options(p):
     p.add_argument("--events", type=_positive, required=True, help="number of events, in digits")
     p.add_argument("--seed", type=_seed, default=0,
                    help="the same seed gives the same events, with any number of workers")
-    p.add_argument("--mix", choices=("default", "ppc", "cascades"), default="default",
+    p.add_argument("--mix", choices=("default", "ppc", "cascades", "whole_range"), default="default",
                    help="kinds and energies of the events; default: half through-going muons, a fifth "
                         "starting tracks, the rest cascades, 200 GeV to 50 TeV; ppc: nearly the same shares, "
                         "with a thin tail up to PeV energies and the read-out end of the PPC sample; "
-                        "cascades: as ppc, 70 %% of them cascades")
+                        "cascades: as ppc, 70 %% of them cascades; whole_range: 5 GeV to 10 PeV, as many "
+                        "events per decade of light")
     p.add_argument("--directions", choices=("isotropic", "atmospheric"), default="isotropic",
                    help="where the neutrinos come from; atmospheric: made in the atmosphere, absorbed by the "
                         "Earth")
@@ -551,6 +552,8 @@ def _simulate_options(p):
 # %% ../nbs/49_cli.ipynb #3c6ce538
 def _simulate_detector_options(p):
     p.add_argument("--bright", action="store_true", help="add events of over 100,000 pulses")
+    p.add_argument("--unknown-ice", action="store_true",
+                   help="draw the ice and the efficiency of the DOMs anew for each hundred events")
     p.add_argument("--saturation", action="store_true", help="let DOMs saturate in bright light")
     p.add_argument("--geometry", metavar="PATH",
                    help="sensor_geometry.csv, a folder that has one, the .safetensors of a model, or the "

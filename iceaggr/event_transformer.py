@@ -88,6 +88,13 @@ def padded_t2(
     padded = torch.where((counts == 1)[:, None, None], first, padded)      # single DOMs bypass the layers
     return t2.calibrated(t2.vector_of(t2.pool(padded[mask], Segments(event, B))))
 
+# %% ../nbs/16_event_transformer.ipynb #0342a706
+def _confidence_head(d_model): # (B, d_model) -> (B, 1)
+    "The logarithm of a factor on kappa, 0 until it is trained."
+    head = nn.Sequential(nn.LayerNorm(d_model), nn.Linear(d_model, d_model), nn.GELU(), nn.Linear(d_model, 1))
+    for p in head[-1].parameters(): nn.init.zeros_(p)
+    return head
+
 # %% ../nbs/16_event_transformer.ipynb #7926a8b5
 class EventTransformer(nn.Module):
     "T2: the direction of each event from its DOM embeddings."
@@ -113,6 +120,7 @@ class EventTransformer(nn.Module):
         self.pool = AttentionPool(d_model)
         self.head = nn.Sequential(
             nn.LayerNorm(d_model), nn.Linear(d_model, d_model), nn.GELU(), nn.Linear(d_model, 3))
+        self.confidence = _confidence_head(d_model)
 
     def _apply(self, fn, recurse=True): # a copy of the model in another precision keeps the positions
         sensors = self.sensors
@@ -149,9 +157,9 @@ class EventTransformer(nn.Module):
             return self.calibrated(self.vector_of(x.to(self.embed.weight.dtype)))
 
     def vector_of(self, x:Tensor) -> Tensor: # (B, d_model) -> (B, 3)
-        "The head: its length grows faster than linearly, so that kappa reaches large values."
-        v = self.head(x)
-        return v * (1 + v.norm(dim=-1, keepdim=True))
+        "The heads: a vector whose length grows faster than linearly, and the logarithm of a factor on kappa."
+        v, log_factor = self.head(x), self.confidence(x).clamp(-8, 8)
+        return v * (1 + v.norm(dim=-1, keepdim=True)) * log_factor.exp()
 
     def calibrated(self, v:Tensor) -> Tensor: # (B, 3) -> (B, 3)
         "Vectors of length kappa to vectors of length factor * kappa ** power."

@@ -30,7 +30,15 @@ from .geometry import DOMS_PER_STRING, Geometry
 from .io.frames import events_and_keys
 from .packing import collate_dom_packing, split_batch, to_device
 from .pulses import cut_batches
-from .weights import describe_part, find_model, find_part, pretrained_path, read_file, save_weights
+from iceaggr.weights import (
+    describe_part,
+    find_model,
+    find_part,
+    pretrained_path,
+    read_file,
+    save_weights,
+    with_confidence,
+)
 
 # %% ../nbs/17_model.ipynb #99a713bc
 @dataclass
@@ -412,7 +420,7 @@ def _load(cls, path, device, pool):
     with torch.random.fork_rng([]):      # initial weights are random, and replaced
         model = kind(settings) if pool is None else kind(settings, pool=pool)
     model.t2.sensors = torch.empty_like(state["t2.sensors"])
-    try: model.load_state_dict(state)
+    try: model.load_state_dict(with_confidence(state, model.state_dict()))
     except RuntimeError as e:
         detail = str(e).splitlines()[-1].strip()
         raise ValueError(f"{path} holds weights of another kind of model or of an earlier version: "

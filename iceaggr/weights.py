@@ -104,6 +104,15 @@ def read_weights(
     "Settings and tensors of a file of weights; FileNotFoundError or ValueError says what is wrong with it."
     return read_file(path)[:2]
 
+# %% ../nbs/18_weights.ipynb #243a52c4
+def with_confidence(
+    state:dict, # tensors of a file of weights
+    fresh:dict, # state dict of a new model of the same kind
+) -> dict:
+    "The tensors, with an untrained head of confidence (factor 1) where the file is older than that head."
+    if any(name.startswith("t2.confidence.") for name in state): return state
+    return state | {name: x.cpu() for name, x in fresh.items() if name.startswith("t2.confidence.")}
+
 # %% ../nbs/18_weights.ipynb #bb91112f
 def pretrained_folder() -> Path:
     "Folder of the weights that come with the package."

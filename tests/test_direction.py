@@ -305,7 +305,7 @@ def test_gradient_of_the_head_along_the_axes(size):
     from iceaggr.event_transformer import EventTransformer
     t2 = EventTransformer(d_model=32, n_heads=2, n_layers=1)
     t2.calibration.copy_(torch.tensor([0.9, 1.1]))
-    t2.head = torch.nn.Identity()
+    t2.head, t2.confidence = torch.nn.Identity(), torch.nn.Linear(3, 1)
     v = (AXES * size).requires_grad_()
     vmf_loss(t2.calibrated(t2.vector_of(v)), UP.expand(7, 3)).backward()
     assert v.grad.isfinite().all()

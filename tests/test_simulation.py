@@ -144,6 +144,59 @@ def test_ice_averages(rng):
             assert abs(1 / np.mean(1 / (factor * length)) / average[i] - 1) < 0.02
 
 
+PLACES = np.array([[0., 0., -300.], [100., 50., 0.], [-80., 20., 250.]])
+
+
+def test_ice_without_a_variation_is_the_standard_one(detector):
+    "Bit for bit, and the same DOMs."
+    same = detector.varied(light.IceVariation())
+    assert np.array_equal(same.efficiency, detector.efficiency)
+    paths = PLACES, PLACES[::-1]
+    assert np.array_equal(same.ice.between(*paths), detector.ice.between(*paths))
+    assert np.array_equal(detector.ice.between(*paths), detector.ice.average(PLACES[:, 2], PLACES[::-1, 2]))
+
+
+def test_variations_of_the_ice(detector):
+    "Each one changes what it says, by as much as it says."
+    start = np.zeros((3, 3)) + [0, 0, 300.]
+    along, across = (300 * np.array([np.cos(a), np.sin(a), 0]) for a in (light.FLOW, light.FLOW + np.pi / 2))
+    end = start + [along, across, [0, 0, 100.]]
+    standard = np.array(light.LayeredIce().between(start, end))
+    found = np.array(light.LayeredIce(light.IceVariation(anisotropy=0.1)).between(start, end))
+    assert np.allclose(found / standard, np.exp([0.1, -0.1, 0]))
+    longer = light.IceVariation(scattering=(0.2,) * 5)
+    found = np.array(light.LayeredIce(longer).between(start, end))
+    assert np.allclose(found / standard, np.exp([[0.2] * 3, [0] * 3]))
+    tilted = light.LayeredIce(light.IceVariation(tilt=0.1))
+    up = np.array(tilted.between(start + along, start + along))
+    assert np.allclose(up, light.LayeredIce().between(start - [0, 0, 30.], start - [0, 0, 30.]))
+    dust = np.array(light.LayeredIce(light.IceVariation(dust=0.5)).between(start, end))
+    assert np.allclose(dust, standard, rtol=1e-6)                    # far above the dust layer
+    bright = detector.varied(light.IceVariation(efficiency=1.1))
+    assert np.allclose(bright.efficiency, 1.1 * detector.efficiency)
+    def mu(hole_ice): # of light that goes straight up
+        ice = light.LayeredIce(light.IceVariation(hole_ice=hole_ice))
+        return light.cascade_expectation(ice, start[0], along / 300, 1e3, start[0] + [0, 0, 60.], 1.)[0]
+    assert mu(1.2) > mu(1.0) > mu(0.8)
+
+
+def test_drawn_ice_belongs_to_the_seed():
+    "The same events for the same seed; other light than in the standard ice."
+    options = dict(mix="cascades", energy=(5e3, 1e4))
+    one, again = (simulate_events(20, seed=3, unknown_ice=True, **options)[0] for _ in range(2))
+    assert one.equals(again) and not one.equals(simulate_events(20, seed=3, **options)[0])
+    spread = [light.draw_variation(np.random.default_rng(k)) for k in range(400)]
+    assert abs(np.std([np.log(v.efficiency) for v in spread]) - 0.1) < 0.02
+    assert abs(np.std([v.absorption for v in spread]) - np.hypot(0.05, 0.05)) < 0.01
+
+
+@pytest.mark.slow
+def test_whole_range_has_as_many_events_per_decade_of_light():
+    n = simulate_events(400, seed=0, mix="whole_range")[0].groupby("event_id").size()
+    shares = np.histogram(n, [30, 300, 3_000, 30_000])[0] / len(n)
+    assert (shares > 0.2).all()
+
+
 def test_fluence_limits():
     "In clear ice fluence is 1/r^2 for a point and 1/d for a track; in ice it falls with distance."
     r = np.geomspace(1, 400, 100)
