@@ -286,8 +286,8 @@ def _warn_of_other_events(
     small = (table.doms < 8) | ((table.doms < 20) & (table.inner > 0.8 * table.doms))
     if small.mean() <= 0.5: return _warn_of_unseen(table, seen)
     warnings.warn(f"{small.sum():,} of {len(small):,} events have fewer than 8 DOMs in local coincidence, or "
-                  "few and nearly all in DeepCore: the pretrained models were trained on larger events (200 "
-                  "GeV to 50 TeV), and their directions and cones mean little here", stacklevel=6)
+                  "few and nearly all in DeepCore: the pretrained models were trained on larger events, "
+                  "and their directions and cones mean little here", stacklevel=6)
 
 # %% ../nbs/17_model.ipynb #212cd301
 _WORDS = dict(pulses="pulses", doms="DOMs in local coincidence", deepcore="share of these in DeepCore")

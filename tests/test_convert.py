@@ -39,7 +39,7 @@ def same_events(ds, expected):
 # Real files
 
 def test_three_formats_give_the_same_prediction(graphnet_root, tmp_path):
-    "The five oscNext events from i3, SQLite and Parquet, straight and as a data set, to 1e-4 degrees."
+    "The five oscNext events from i3, SQLite and Parquet, straight and as data sets, to 0.001 degrees."
     model = HierarchicalTransformer.from_pretrained("base")
     found, truths = [], []
     for k, name in enumerate((f"i3/{OSCNEXT}.i3.gz", f"{OSCNEXT}.db", "merged")):
@@ -55,7 +55,7 @@ def test_three_formats_give_the_same_prediction(graphnet_root, tmp_path):
     for table in found[1:]:
         table = table.set_index("event_id").sort_index()
         for column in ("azimuth", "zenith"):
-            assert np.abs(np.rad2deg(table[column] - first[column])).max() < 1e-4
+            assert np.abs(np.rad2deg(table[column] - first[column])).max() < 1e-3
     assert {"run_id", "event", "sub_event"} <= set(first)
 
 
