@@ -481,6 +481,11 @@ def test_complete_data_set_is_reused(folder):
     assert (folder / "truth.parquet").stat().st_mtime_ns == stamp
     dim = Geometry(load_geometry().xyz, 0.9 * default_efficiency())
     with pytest.raises(FileExistsError, match=r"\(seed\)"): simulate_dataset(folder, 250, seed=6)
+    path = folder / "simulation.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "unknown_ice"}))
+    simulate_dataset(folder, 250, seed=5)                      # made before there was this setting
+    with pytest.raises(FileExistsError, match="unknown_ice"):
+        simulate_dataset(folder, 250, seed=5, unknown_ice=True)
     with pytest.raises(FileExistsError, match=r"\(geometry\)"):
         simulate_dataset(folder, 250, seed=5, geometry=dim)
 

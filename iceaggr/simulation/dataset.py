@@ -349,7 +349,7 @@ def _claim_folder(
     patterns = (".simulation.json.part*", ".t*.parquet.part*", "train/.batch_*.part*")
     unfinished = [path for pattern in patterns for path in out.glob(pattern)]  # of killed processes
     if any(path not in unfinished for path in out.glob("*")):
-        found = _read_settings(out)
+        found = {"unknown_ice": False, **_read_settings(out)}  # which older data sets do not name
         complete = found.pop("complete", False)
         differ = sorted(k for k in {*found, *settings} if found.get(k) != settings.get(k))
         if differ:
