@@ -763,7 +763,7 @@ def _explain(error) -> str:
 
 def _end_quietly() -> int: # exit code
     "The reader of a pipe has gone, as `head` does: say no more, not at the exit of Python either."
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with open(os.devnull, "wb") as nowhere: os.dup2(nowhere.fileno(), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
 
 # %% ../nbs/49_cli.ipynb #58cb7e07

@@ -136,7 +136,8 @@ def _t2_operations(event_doms, model) -> int:
     tokens = [t2.embed, t2.encoder.place, t2.encoder.light, t2.encoder.moments, t2.encoder.source]
     encoder = sum(linear_operations(layer, D) for layer in tokens)
     layers = s.event_layers * layer_operations(event_doms, s.event_d_model)
-    head = sum(linear_operations(layer, B) for layer in t2.head if isinstance(layer, nn.Linear))
+    layers_of_heads = [layer for layer in (*t2.head, *t2.confidence) if isinstance(layer, nn.Linear)]
+    head = sum(linear_operations(layer, B) for layer in layers_of_heads)
     return encoder + layers + pool_operations(event_doms, s.event_d_model) + head
 
 # %% ../nbs/51a_yardsticks.ipynb #41b1bb8b

@@ -62,8 +62,9 @@ def vectors_of(t2, dom_embeddings, dom_ids, event, n_events, dom_features): # (B
         doms = event == n
         measured_from = [reference[event[doms]] for reference in references]
         x = t2.embed(dom_embeddings[doms]) + t2.encoder(sensors[doms], dom_features[doms], *measured_from)
-        v = t2.head(attention_pool_of(t2.pool, blocks_of(t2.blocks, x)))
-        found.append(v * (1 + v.norm()))
+        pooled = attention_pool_of(t2.pool, blocks_of(t2.blocks, x))
+        v = t2.head(pooled)
+        found.append(v * (1 + v.norm()) * torch.exp(t2.confidence(pooled)))
     return t2.calibrated(torch.stack(found))
 
 

@@ -280,7 +280,9 @@ def events_of(hits, events):
 
 def make_t2(kernel="auto", **options):
     torch.manual_seed(0)
-    return EventTransformer(48, 2, 2, d_dom=32, kernel=kernel, **options)
+    model = EventTransformer(48, 2, 2, d_dom=32, kernel=kernel, **options)
+    torch.nn.init.normal_(model.confidence[-1].weight, std=0.1)        # zero until it is trained
+    return model
 
 
 @pytest.fixture(scope="module")
