@@ -109,7 +109,7 @@ def test_operations_by_counting_one_by_one(preset):
         inputs = [encoder.place, encoder.light, encoder.moments, encoder.source]
         token = linear(C, E) + sum(linear(x.in_features, E) for x in inputs)
         t2 += len(doms) * token + s.event_layers * layer(E, [len(doms)]) + pool(E, len(doms))
-        t2 += linear(E, E) + linear(E, 3)
+        t2 += 2 * linear(E, E) + linear(E, 3) + linear(E, 1)     # direction; confidence
     counts, event_doms = torch.tensor(sum(events, [])), torch.tensor([len(doms) for doms in events])
     assert needed_operations(counts, event_doms, model) == {"T1": t1, "T2": t2, "T1 + T2": t1 + t2}
 
