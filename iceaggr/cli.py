@@ -561,7 +561,8 @@ def _simulate_detector_options(p):
     p.add_argument("--dead-doms", type=_count, default=77,
                    help="number of DOMs that record nothing: those that --geometry names, and others drawn "
                         "at random; default: as many as in the real detector")
-    p.add_argument("--workers", type=_processes, help="processes; default: one per core")
+    p.add_argument("--workers", type=lambda text: _at_most(_positive(text), 1_000),
+                   help="processes; default: one per core")
 
 # %% ../nbs/49_cli.ipynb #3d361b71
 def _convert_options(p):
@@ -734,7 +735,7 @@ def main(
     except (UsageError, FileExistsError) as e: return _complain(e, 2)
     except (NotImplementedError, RecursionError): raise     # mistakes of the program
     except BrokenPipeError: return _end_quietly()
-    except (ValueError, OSError, ArithmeticError, RuntimeError, ModuleNotFoundError, MemoryError) as e:
+    except (ValueError, OSError, ArithmeticError, RuntimeError, ImportError, MemoryError) as e:
         return _complain(e, 1)
     except KeyboardInterrupt:
         advice = ": run the same command again" if args.verb in ("simulate", "prepare") else ""
@@ -756,7 +757,8 @@ def _printable(text) -> str:
 def _explain(error) -> str:
     "The message of an error, or what is known where it has none."
     if isinstance(error, MemoryError):
-        return f"out of memory ({error}): load fewer events, or make the model or the batches smaller"
+        known = f" ({error})" if str(error) else ""
+        return f"out of memory{known}: load fewer events, or make the model or the batches smaller"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
         return "standard output cannot be written: no space left on device"
     return str(error)

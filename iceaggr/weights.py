@@ -64,10 +64,15 @@ def read_file(
     _check_header(header, path)
     settings, parts, seen = (_read_field(header, name, path) for name in ("settings", "parts", "seen"))
     whole = all(isinstance(p, dict) and isinstance(p.get("class"), str) for p in parts.values())
+    whole = whole and all(_is_range(r) for r in seen.values())
     sensors = state.get("t2.sensors")
     if not whole or sensors is None or sensors.dim() != 2:
-        raise ValueError(f"{path} holds no whole model (its parts or its sensors are damaged): copy it again")
+        raise ValueError(f"{path} holds no whole model (its parts, ranges or sensors are damaged): "
+                         "copy it again")
     return settings, state, parts, seen
+
+def _is_range(value) -> bool: # two numbers
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(x, (int, float)) for x in value)
 
 def _read_field(header, name, path) -> dict:
     "A field of the header that holds JSON."

@@ -573,6 +573,13 @@ def test_several_processes_prepare_one_folder(tiny_dataset, tmp_path):
     same_events(list(IceCubeDataset(out)), list(IceCubeDataset(tiny_dataset)))
 
 
+def test_pipe_in_place_of_the_list_of_files(tiny_dataset, tmp_path):
+    out = prepare(tiny_dataset, tmp_path / "out", progress=False)
+    (out / "train_files.json").unlink()
+    os.mkfifo(out / "train_files.json")
+    with pytest.raises(OSError, match="not a regular file"): IceCubeDataset(out)
+
+
 def prepare_slowly(root, out, batch):
     "Without the lock, the others would read the list between this one's reading and writing."
     def read_and_wait(*args):

@@ -242,7 +242,9 @@ def test_files_that_are_no_weights(model, tmp_path):
     ("settings", dict(max_seq_len=10**12), "max_seq_len"), ("settings", dict(dropout="x"), "dropout"),
     ("settings", None, "settings is no JSON object"), ("settings", "{", "settings is no JSON object"),
     ("parts", [1], "parts is no JSON object"), ("parts", dict(model=3), "no whole model"),
-    ("parts", {"pool": {"class": 7}}, "no whole model"), ("sensors", torch.zeros(3), "no whole model"),
+    ("parts", {"pool": {"class": 7}}, "no whole model"), ("seen", dict(pulses="x"), "no whole model"),
+    ("seen", dict(doms=[1]), "no whole model"), ("seen", [3], "seen is no JSON object"),
+    ("sensors", torch.zeros(3), "no whole model"),
     ("sensors", None, "no whole model")])
 def test_damaged_headers_are_refused_before_anything_is_built(model, tmp_path, field, value, word):
     state, settings = dict(model.state_dict()), vars(model.settings)

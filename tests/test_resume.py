@@ -369,6 +369,14 @@ def test_checkpoint_of_other_content_is_refused(tmp_path, content):
     with pytest.raises(ValueError, match="another version"): checkpoints.read_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["settings.json", "state.pt"])
+def test_pipe_in_place_of_a_file_of_the_run(tmp_path, name):
+    "Whoever opens it to read waits for a writer."
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(OSError, match="not a regular file"):
+        claim_run(tmp_path, dict(seed=1), True).close()
+
+
 def same_events_with_others(data, folder): # yields folders
     "The same ids, sizes and directions, with other charges, sensors and efficiencies."
     for column, change in (("charge", lambda x: 2 * x), ("sensor_id", lambda x: 5159 - x)):

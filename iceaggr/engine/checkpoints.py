@@ -24,7 +24,7 @@ from filelock import Timeout
 from safetensors import SafetensorError
 
 import iceaggr
-from ..common import atomic_write, file_lock
+from ..common import atomic_write, file_lock, refuse_special
 from .distributed import on_first, sum_over, world_size
 from ..model import HierarchicalTransformer
 from ..weights import WEIGHTS_VERSION, class_name
@@ -55,6 +55,7 @@ def has_checkpoint(
 # %% ../../nbs/44_checkpoints.ipynb #7242d98a
 def _read_settings(run): # dict
     "Content of settings.json; None if it is missing or damaged."
+    refuse_special(run / "settings.json")
     try: found = json.loads((run / "settings.json").read_text(encoding="utf-8"))
     except (OSError, ValueError): return None
     return found if isinstance(found, dict) else None
@@ -121,6 +122,7 @@ def read_checkpoint(
     damaged = []
     for path in (run / name for name in CHECKPOINTS):
         if not path.exists(): continue
+        refuse_special(path)
         try: saved = _read_whole(path)
         except Exception as e:
             damaged.append(f"{path} cannot be read ({type(e).__name__}): it is truncated or damaged")

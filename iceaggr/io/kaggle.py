@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..common import DataError, plural, shorten, single_line
+from ..common import DataError, plural, refuse_special, shorten, single_line
 from ..geometry import N_SENSORS
 from ..pulses import MAX_CHARGE, MAX_TIME, PulseBlocks, Pulses, ranges
 
@@ -134,7 +134,7 @@ def _advice(path) -> str: # what to do about a file that is missing
     return "re-download it"
 
 def _simulation_interrupted(meta) -> bool: # of a meta table that is missing
-    if meta.name != "train_meta.parquet": return False
+    if meta.name != "train_meta.parquet" or not meta.with_name("simulation.json").is_file(): return False
     try: return not json.loads(meta.with_name("simulation.json").read_text(encoding="utf-8")).get("complete")
     except (OSError, ValueError, AttributeError): return False
 
@@ -370,6 +370,7 @@ def promised_files(
 ) -> list: # of int, ascending
     "The files that `prepare` was to make in all its runs; none where it left no list."
     path = data_root(root) / f"{split}_files.json"
+    refuse_special(path)
     try: return [index(b) for b in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
     except (ValueError, TypeError) as e:
         raise DataError(f"{path}: damaged ({single_line(e)}); remove it and run prepare again") from None
