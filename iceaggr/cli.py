@@ -636,7 +636,7 @@ def _machine_options(p):
     p.add_argument("--precision", choices=("float32", "bfloat16"), help="bfloat16: autocast")
     p.add_argument("--device", type=_device_name,
                    help="cpu or cuda; default: cuda where there is one; under torchrun each process takes a "
-                        "GPU")
+                        "GPU. On a CPU all cores are used: OMP_NUM_THREADS=1 is faster beside other programs")
     p.add_argument("--workers", type=_processes, default=0,
                    help="processes that load data, for each that trains; 0 loads in the main process")
 
@@ -761,6 +761,9 @@ def _explain(error) -> str:
         return f"out of memory{known}: load fewer events, or make the model or the batches smaller"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
         return "standard output cannot be written: no space left on device"
+    if str(error).startswith("DataLoader worker"):
+        return (f"{error}: a process that loads was killed, perhaps for want of memory or of /dev/shm; load "
+                "without processes (--workers 0)")
     return str(error)
 
 def _end_quietly() -> int: # exit code

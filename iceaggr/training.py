@@ -389,6 +389,7 @@ class _Pace:
         self.started = clock() - state["seconds"]
         self.saved = time.perf_counter()
         self.stopped = self.due = False
+        self.watch = _SlowSteps()
 
     def agree(self):
         "Between two steps: share the time, whether to save, and whether to stop among all processes."
@@ -459,7 +460,7 @@ def _train_epoch(
     workers:int=0, # processes that load
 ):
     "The remaining steps of an epoch, until the time is up or a signal stops the run."
-    state, pace, watch = job.state, job.pace, _SlowSteps()
+    state, pace = job.state, job.pace
     batches = _epoch_batches(job)
     job.model.train()
     loader = _epoch_loader(job, batches[state["batch"]:], workers)
@@ -475,7 +476,7 @@ def _train_epoch(
         else: _count_step(job, events, loss)
         seconds = pace.clock() - start
         state["epoch_seconds"] += seconds
-        watch.add(seconds / job.train_ds.n_pulses[events].sum())
+        pace.watch.add(seconds / job.train_ds.n_pulses[events].sum())
         if state["step"] % 20 == 0: _show_step(bar, state)
         pace.agree()
         if pace.due: job.save()

@@ -135,6 +135,7 @@ def test_mistakes_are_one_line_and_leave_nothing(tiny_dataset, tmp_path, code, a
     (torch.OutOfMemoryError("full"), "error: full; in training, a smaller --graph-pulses"),
     (MemoryError("7 TiB"), "error: out of memory (7 TiB): load fewer events"),
     (OverflowError("int too big"), "error: int too big"),
+    (RuntimeError("DataLoader worker (pid 7) is killed by signal"), "/dev/shm; load without processes"),
     (OSError(errno.ENOSPC, "No space"), "error: standard output cannot be written"),
 ])
 def test_errors_from_elsewhere_are_one_line(error, message, capsys):
