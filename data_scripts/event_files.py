@@ -43,6 +43,20 @@ def read_events(folder, files, most=None):
     return pd.concat(pulses, ignore_index=True), pd.concat(truths, ignore_index=True)
 
 
+def chosen_events(pulses, truth, wanted):
+    "Some events (bool per event), numbered from 0 on."
+    place = np.cumsum(wanted) - 1
+    some = pulses[wanted[pulses.event]]
+    return some.assign(event=place[some.event]), truth[wanted]
+
+
+def joined_events(*parts):
+    "Events of several (pulses, truth), one after another."
+    before = np.cumsum([0, *(len(truth) for _, truth in parts)])
+    pulses = [p.assign(event=p.event + first) for (p, _), first in zip(parts, before, strict=False)]
+    return pd.concat(pulses, ignore_index=True), pd.concat([t for _, t in parts], ignore_index=True)
+
+
 def command_line(doc):
     "Arguments that all scripts share that make events of others."
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)

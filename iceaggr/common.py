@@ -91,9 +91,9 @@ _NO_LOCKS = errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP
 def refuse_special(
     path:Path, # a file to read
 ):
-    "OSError for what is there and is no regular file: reading a named pipe would wait for ever."
+    "DataError for what is there and is no regular file: reading a named pipe would wait for ever."
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+        raise DataError(f"{path}: is not a regular file; put the file itself there")
 
 def _remove_left_over(part):
     "Remove the temporary file of a process of this machine that was killed."

@@ -89,14 +89,41 @@ def padded_t2(
     return t2.calibrated(t2.vector_of(t2.pool(padded[mask], Segments(event, B))))
 
 # %% ../nbs/16_event_transformer.ipynb #0342a706
-def _confidence_head(d_model): # (B, d_model) -> (B, 1)
-    "The logarithm of a factor on kappa, 0 until it is trained."
-    head = nn.Sequential(nn.LayerNorm(d_model), nn.Linear(d_model, d_model), nn.GELU(), nn.Linear(d_model, 1))
-    for p in head[-1].parameters(): nn.init.zeros_(p)
-    return head
+def _heads(d_model): # (B, d_model) -> (B, 3), (B, 1)
+    "The vector, and the logarithm of a factor on kappa, 0 until it is trained."
+    def head(outputs):
+        middle = nn.LayerNorm(d_model), nn.Linear(d_model, d_model), nn.GELU()
+        return nn.Sequential(*middle, nn.Linear(d_model, outputs))
+
+    vector, confidence = head(3), head(1)
+    for p in confidence[-1].parameters(): nn.init.zeros_(p)
+    return vector, confidence
+
+# %% ../nbs/16_event_transformer.ipynb #456de980
+class _Directions:
+    "From the pooled embedding of an event to its direction and kappa: what the heads of T2 mean."
+    def forward(self, *args, **kwargs) -> Tensor: # (B, 2) azimuth in [0, 2 pi), zenith in [0, pi]
+        "Arguments as in `vector`."
+        return torch.stack(vector_to_angles(self.vector(*args, **kwargs)), -1)
+
+    def direction(self, *args, **kwargs) -> tuple: # (B, 3) unit vectors, (B,) kappa
+        "Arguments as in `vector`."
+        v = self.vector(*args, **kwargs)
+        kappa = v.norm(dim=-1)
+        return v / kappa.clamp(min=1e-12)[:, None], kappa
+
+    def vector_of(self, x:Tensor) -> Tensor: # (B, d_model) -> (B, 3)
+        "The heads: a vector whose length grows faster than linearly, and the logarithm of a factor on kappa."
+        v, log_factor = self.head(x), self.confidence(x).clamp(-8, 8)
+        return v * (1 + v.norm(dim=-1, keepdim=True)) * log_factor.exp()
+
+    def calibrated(self, v:Tensor) -> Tensor: # (B, 3) -> (B, 3)
+        "Vectors of length kappa to vectors of length factor * kappa ** power."
+        factor, power = self.calibration.to(v.dtype)
+        return v * (factor * v.norm(dim=-1, keepdim=True).clamp(min=1e-6) ** (power - 1))
 
 # %% ../nbs/16_event_transformer.ipynb #7926a8b5
-class EventTransformer(nn.Module):
+class EventTransformer(_Directions, nn.Module):
     "T2: the direction of each event from its DOM embeddings."
     def __init__(self,
         d_model:int=128, # width
@@ -118,25 +145,13 @@ class EventTransformer(nn.Module):
         self.encoder = DOMEncoder(d_model)
         self.blocks = nn.ModuleList(Block(d_model, n_heads, dropout) for _ in range(n_layers))
         self.pool = AttentionPool(d_model)
-        self.head = nn.Sequential(
-            nn.LayerNorm(d_model), nn.Linear(d_model, d_model), nn.GELU(), nn.Linear(d_model, 3))
-        self.confidence = _confidence_head(d_model)
+        self.head, self.confidence = _heads(d_model)
 
     def _apply(self, fn, recurse=True): # a copy of the model in another precision keeps the positions
         sensors = self.sensors
         super()._apply(fn, recurse)
         self.sensors = sensors.to(self.sensors.device)
         return self
-
-    def forward(self, *args, **kwargs) -> Tensor: # (B, 2) azimuth in [0, 2 pi), zenith in [0, pi]
-        "Arguments as in `vector`."
-        return torch.stack(vector_to_angles(self.vector(*args, **kwargs)), -1)
-
-    def direction(self, *args, **kwargs) -> tuple: # (B, 3) unit vectors, (B,) kappa
-        "Arguments as in `vector`."
-        v = self.vector(*args, **kwargs)
-        kappa = v.norm(dim=-1)
-        return v / kappa.clamp(min=1e-12)[:, None], kappa
 
     def vector(self,
         dom_embeddings:Tensor, # (D, C) from T1
@@ -155,16 +170,6 @@ class EventTransformer(nn.Module):
         x = self.attend(tokens, doms, dom_to_event_idx[doms], counts.clamp(max=self.max_doms))
         with torch.autocast(x.device.type, enabled=False):      # three digits of bfloat16 are 0.2 degrees
             return self.calibrated(self.vector_of(x.to(self.embed.weight.dtype)))
-
-    def vector_of(self, x:Tensor) -> Tensor: # (B, d_model) -> (B, 3)
-        "The heads: a vector whose length grows faster than linearly, and the logarithm of a factor on kappa."
-        v, log_factor = self.head(x), self.confidence(x).clamp(-8, 8)
-        return v * (1 + v.norm(dim=-1, keepdim=True)) * log_factor.exp()
-
-    def calibrated(self, v:Tensor) -> Tensor: # (B, 3) -> (B, 3)
-        "Vectors of length kappa to vectors of length factor * kappa ** power."
-        factor, power = self.calibration.to(v.dtype)
-        return v * (factor * v.norm(dim=-1, keepdim=True).clamp(min=1e-6) ** (power - 1))
 
     def attend(self, tokens, doms:Tensor, event:Tensor, counts:Tensor) -> Tensor: # (B, d_model)
         "The blocks and the pooling, on the layout that suits the device; tokens: function of DOMs (n,)."

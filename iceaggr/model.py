@@ -23,7 +23,7 @@ from .common import DataError, progress_bar, shorten
 from .direction import angles_to_vector, vector_to_angles, vmf_loss, vmf_quantile
 from .dom_transformer import DOMTransformer, padded_t1
 from .engine.distributed import contiguous_share, gather_table, rank, same_for_all, world_size
-from .engine.loading import PackedBatches, packed_batch
+from .engine.loading import PackedBatches, packed_batch, sample_events
 from .event_transformer import EventTransformer, padded_t2
 from .features import sensor_table
 from .geometry import DOMS_PER_STRING, Geometry
@@ -89,8 +89,30 @@ def model_settings(
     if unknown: raise ValueError(f"unknown model settings: {', '.join(sorted(unknown))}")
     return ModelSettings(**settings)
 
+# %% ../nbs/17_model.ipynb #2b9788a8
+class _WeightsFile:
+    "Saving and loading, for a model with `settings`, `parts` and `seen`."
+    def save(self, path, state:dict|None=None):
+        "Write settings, geometry and weights (or another `state`) to one .safetensors file, atomically."
+        state = self.state_dict() if state is None else state
+        save_weights(state, self.settings, path, self.parts, self.seen)
+
+    @classmethod
+    def load(cls,
+        path, # .safetensors file, folder of a run (its best weights), or name of a pretrained model
+        device="cpu", # where to put the weights
+        pool=None, # class (or a partial of one) of the pooling, where the package has no such class
+    ) -> "HierarchicalTransformer":
+        "A model from a .safetensors file, the folder of a run, or the name of a pretrained model."
+        return _load(cls, path, device, pool)
+
+    @classmethod
+    def from_pretrained(cls, name:str, device="cpu") -> "HierarchicalTransformer":
+        "A model that comes with the package."
+        return cls.load(pretrained_path(name), device)
+
 # %% ../nbs/17_model.ipynb #m0000012
-class HierarchicalTransformer(nn.Module):
+class HierarchicalTransformer(_WeightsFile, nn.Module):
     "T1 over the pulses of each DOM, T2 over the DOMs of each event."
     def __init__(self,
         settings:"ModelSettings|str|dict"="base", # settings or the name of a preset
@@ -141,25 +163,6 @@ class HierarchicalTransformer(nn.Module):
     def check_geometry(self, geometry:Geometry, tolerance:float=1.):
         "ValueError if a sensor lies more than `tolerance` metres from its place in the model."
         _check_geometry(self.t2.sensors, geometry, tolerance)
-
-    def save(self, path, state:dict|None=None):
-        "Write settings, geometry and weights (or another `state`) to one .safetensors file, atomically."
-        state = self.state_dict() if state is None else state
-        save_weights(state, self.settings, path, self.parts, self.seen)
-
-    @classmethod
-    def load(cls,
-        path, # .safetensors file, folder of a run (its best weights), or name of a pretrained model
-        device="cpu", # where to put the weights
-        pool=None, # class (or a partial of one) of the pooling, where the package has no such class
-    ) -> "HierarchicalTransformer":
-        "A model from a .safetensors file, the folder of a run, or the name of a pretrained model."
-        return _load(cls, path, device, pool)
-
-    @classmethod
-    def from_pretrained(cls, name:str, device="cpu") -> "HierarchicalTransformer":
-        "A model that comes with the package."
-        return cls.load(pretrained_path(name), device)
 
 # %% ../nbs/17_model.ipynb #8a37d7dd
 def _t2_batch(model, batch, embeddings):
@@ -299,11 +302,10 @@ def _ranges(table) -> pd.DataFrame: # pulses, doms, deepcore
 
 def ranges_of_events(
     dataset, # IceCubeDataset
-    most:int=2_000, # events whose DOMs are looked at
+    per_file:int=1_000, # events whose DOMs are looked at, in each of three files
 ) -> dict: # pulses, doms, deepcore -> [smallest, largest]
     "Ranges of the events of a data set: of the pulses of all, of the DOMs of a sample."
-    is_central = _near_deepcore(sensor_table(dataset.geometry))
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, most).astype(int))
+    is_central, chosen = _near_deepcore(sensor_table(dataset.geometry)), sample_events(dataset, per_file)
     counts = [_count_coincidences(packed_batch(dataset, part), is_central)
               for part in np.array_split(chosen, max(len(chosen) // 100, 1))]
     found = _ranges(pd.DataFrame(np.concatenate(counts), columns=_COUNTS)).agg(["min", "max"])

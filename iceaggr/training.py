@@ -484,7 +484,7 @@ def _train_epoch(
         if pace.stopped or (job.settings.minutes and pace.done() >= 1): break
     bar.close()
 
-# %% ../nbs/20_training.ipynb #e612973b
+# %% ../nbs/20_training.ipynb #1a630030
 class _SlowSteps:
     "Warns once when steps become ten times as slow as the first ones."
     def __init__(self, first:int=20, last:int=5): # how many steps are compared
@@ -500,6 +500,7 @@ class _SlowSteps:
                       "processor; end them, or resume with OMP_NUM_THREADS=1, which suffers less",
                       stacklevel=2)
 
+# %% ../nbs/20_training.ipynb #e612973b
 def _augmented_step(
     job:_Job,
     batch:dict|None, # packed; None: this process has no events in this step

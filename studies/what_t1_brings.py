@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
-from event_files import read_events, write_events
+from event_files import chosen_events, joined_events, read_events, write_events
 
 from iceaggr.common import atomic_write
 from iceaggr.data import IceCubeDataset
@@ -47,28 +47,15 @@ BINS = 0, 100, 300, 1_000, 3_000, 10_000, 1_000_000
 RESULTS = Path(__file__).parent / "results/what_t1_brings.csv"
 
 
-def chosen(pulses, truth, wanted):
-    "Some events, numbered from 0 on."
-    place = np.cumsum(wanted) - 1
-    some = pulses[wanted[pulses.event]]
-    return some.assign(event=place[some.event]), truth[wanted]
-
-
-def joined(*parts):
-    "Events of several sets, one after another."
-    before = np.cumsum([0, *(len(truth) for _, truth in parts)])
-    pulses = [p.assign(event=p.event + first) for (p, _), first in zip(parts, before, strict=False)]
-    return pd.concat(pulses, ignore_index=True), pd.concat([t for _, t in parts], ignore_index=True)
-
-
 def make(args):
     "Write the data set."
     def read(folder): return read_events(folder, find_batches(folder))
     typical, whole = read(args.typical), read(args.whole)
     n = np.bincount(whole[0].event)
     kept = [np.arange(len(truth)) % 10 == 9 for _, truth in (typical, whole)]
-    train = joined(chosen(*typical, ~kept[0]), chosen(*whole, ~kept[1] & (n >= 300) & (n < 3_000)))
-    judge = joined(chosen(*typical, kept[0]), chosen(*whole, kept[1]))
+    bright = (n >= 300) & (n < 3_000)
+    train = joined_events(chosen_events(*typical, ~kept[0]), chosen_events(*whole, ~kept[1] & bright))
+    judge = joined_events(chosen_events(*typical, kept[0]), chosen_events(*whole, kept[1]))
     files = [(1, *train), (2, *judge), (3, *read(args.bright))]
     write_events(args.data, load_geometry(args.typical), files)
 
@@ -81,7 +68,7 @@ def figures(model, data, file, name):
     predicted = angles_to_vector(*torch.tensor(table[["azimuth", "zenith"]].to_numpy(np.float64)).T)
     true = angles_to_vector(*torch.from_numpy(dataset.targets.astype(np.float64)).T)
     error, kappa = angular_error(predicted, true), torch.tensor(table.kappa.to_numpy(np.float64))
-    loss = [float(vmf_loss(v[None], t[None])) for v, t in zip(predicted * kappa[:, None], true, strict=True)]
+    loss = vmf_loss(predicted * kappa[:, None], true, "none").numpy()
     events = pd.DataFrame(dict(kind=types.where(types == "cascade", "track"), error=np.degrees(error.numpy()),
                                loss=loss, inside=(error <= vmf_quantile(kappa, 0.68)).numpy()))
     for (kind, k), part in events.groupby(["kind", np.digitize(dataset.n_pulses, BINS) - 1]):

@@ -13,10 +13,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
-from event_files import read_events, write_events
+from event_files import chosen_events, joined_events, read_events, write_events
 
 from iceaggr.geometry import load_geometry
 from iceaggr.io.kaggle import find_batches
@@ -27,21 +26,14 @@ HELD_OUT = 10     # one event in so many
 def split(pulses, truth):
     "The events to train on and those held out, each as (pulses, truth)."
     out = np.arange(len(truth)) % HELD_OUT == HELD_OUT - 1
-    for wanted in (~out, out):
-        place = np.cumsum(wanted) - 1
-        some = pulses[wanted[pulses.event]]
-        yield some.assign(event=place[some.event]), truth[wanted]
+    return [chosen_events(pulses, truth, wanted) for wanted in (~out, out)]
 
 
 def mixed_files(parts, n): # yields number, pulses, truth
     "So many files, numbered from 101 on, with every n-th event of each part: training opens a few at a time."
     for k in range(n):
-        pieces = [(p[p.event % n == k], t[k::n]) for p, t in parts]
-        before = np.cumsum([0, *(len(truth) for _, truth in pieces)])
-        pulses = [p.assign(event=p.event // n + first)
-                  for (p, _), first in zip(pieces, before, strict=False)]
-        truth = pd.concat([t for _, t in pieces], ignore_index=True)
-        yield 101 + k, pd.concat(pulses, ignore_index=True), truth
+        pieces = [chosen_events(p, t, np.arange(len(t)) % n == k) for p, t in parts]
+        yield 101 + k, *joined_events(*pieces)
 
 
 def dimmed(bright, files, out):
@@ -62,7 +54,7 @@ def main():
     args.out.mkdir(parents=True)
     sets = [(args.ppc, [1, 2, 3]), (args.other_ice, [1, 2]), (args.bright, [1, 3])]
     sets += [(folder, find_batches(folder)) for folder in args.simulated]
-    halves = [list(split(*read_events(folder, files))) for folder, files in sets]
+    halves = [split(*read_events(folder, files)) for folder, files in sets]
     train = [half[0] for half in halves] + [dimmed(args.bright, [1, 3], args.out / "dimmed")]
     geometry = load_geometry(args.ppc)
     kept = [(number, *half[1]) for number, half in enumerate(halves, 1)]

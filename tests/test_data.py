@@ -577,7 +577,7 @@ def test_pipe_in_place_of_the_list_of_files(tiny_dataset, tmp_path):
     out = prepare(tiny_dataset, tmp_path / "out", progress=False)
     (out / "train_files.json").unlink()
     os.mkfifo(out / "train_files.json")
-    with pytest.raises(OSError, match="not a regular file"): IceCubeDataset(out)
+    with pytest.raises(DataError, match="not a regular file"): IceCubeDataset(out)
 
 
 def prepare_slowly(root, out, batch):

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from iceaggr.data import IceCubeDataset
-from iceaggr.engine.loading import EventBatchSampler, PackedBatches, held_out_events
+from iceaggr.engine.checkpoints import events_checksum
+from iceaggr.engine.loading import EventBatchSampler, PackedBatches, held_out_events, sample_events
+from iceaggr.model import ranges_of_events
 from iceaggr.packing import collate_dom_packing
 from iceaggr.simulation.dataset import simulate_dataset
+from iceaggr.testing import write_tiny
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +70,23 @@ def test_worker_processes_make_the_same_batches(events):
         if not len(chosen): assert here is there is None
         else: assert equal(here, there) and equal(here, collate_dom_packing(events.__getitems__(chosen)))
     with pytest.raises(IndexError, match="batch 3 of 3"): batches[3]
+
+
+def test_samples_read_few_files(tmp_path, monkeypatch):
+    "However many there are: a start that reads all files of a large data set would take half an hour."
+    root = write_tiny(tmp_path / "many", dict.fromkeys(range(1, 10), 7))
+    ds, read, read_file = IceCubeDataset(root), [], IceCubeDataset._read_file
+    def noted(self, f, progress):
+        read.append(f)
+        return read_file(self, f, progress)
+
+    monkeypatch.setattr(IceCubeDataset, "_read_file", noted)
+    assert sample_events(ds, 3).tolist() == [0, 3, 6, 28, 31, 34, 56, 59, 62]
+    assert sample_events(ds, 99).tolist() == [*range(7), *range(28, 35), *range(56, 63)]
+    for first_use in (events_checksum, ranges_of_events):
+        read.clear()
+        first_use(ds)
+        assert set(read) <= {0, 4, 8}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers inherit the patch by a fork")

@@ -18,6 +18,7 @@ from conftest import write_tiny
 from processes import ended, kill, launch
 
 from iceaggr.cli import main
+from iceaggr.common import DataError
 from iceaggr.data import IceCubeDataset
 from iceaggr.engine import checkpoints
 from iceaggr.engine.checkpoints import CHECKPOINTS, claim_run
@@ -373,7 +374,7 @@ def test_checkpoint_of_other_content_is_refused(tmp_path, content):
 def test_pipe_in_place_of_a_file_of_the_run(tmp_path, name):
     "Whoever opens it to read waits for a writer."
     os.mkfifo(tmp_path / name)
-    with pytest.raises(OSError, match="not a regular file"):
+    with pytest.raises(DataError, match="not a regular file"):
         claim_run(tmp_path, dict(seed=1), True).close()
 
 
@@ -410,6 +411,20 @@ def test_lost_settings_are_taken_from_the_checkpoint(data, tmp_path, text):
     path.write_text("")
     for name in CHECKPOINTS: (run / name).unlink(missing_ok=True)
     with pytest.raises(ValueError, match="settings.json cannot be read"): start(settings)
+
+
+def test_settings_emptied_during_a_run_are_kept_in_later_checkpoints(tmp_path):
+    "Both checkpoints are written after that."
+    model = HierarchicalTransformer(TINY)
+    optimizer, state = torch.optim.AdamW(model.parameters()), checkpoints.new_state()
+    claim_run(tmp_path / "run", dict(seed=1), False).close()
+    for step in range(4):
+        if step == 1: (tmp_path / "run/settings.json").write_text("")
+        checkpoints.save_state(tmp_path / "run", state, model, model, optimizer)
+    for name in CHECKPOINTS:
+        assert torch.load(tmp_path / "run" / name, weights_only=True)["settings"] == dict(seed=1)
+    claim_run(tmp_path / "run", dict(seed=1), True).close()
+    assert json.loads((tmp_path / "run/settings.json").read_text()) == dict(seed=1)
 
 
 def test_initial_weights_are_known_by_their_full_path(data, tmp_path, monkeypatch):

@@ -33,9 +33,9 @@ def project(tmp_path):
     return tmp_path, write
 
 
-def faults_of(project, *cells, long_classes=()):
+def faults_of(project, *cells):
     root, write = project
-    return check_style.notebook_faults(write("nbs/a.ipynb", *cells), root, long_classes)[0]
+    return check_style.notebook_faults(write("nbs/a.ipynb", *cells), root)[0]
 
 
 def test_a_notebook_opens_with_title_and_purpose(project):
@@ -62,25 +62,6 @@ def test_long_exported_cells_are_found(project):
         found = faults_of(project, markdown(TITLE), markdown(PICTURE), long)
         assert ["exported cell of Long has 61 lines" in fault for fault in found] == [True]
     assert faults_of(project, markdown(TITLE), markdown(PICTURE), code(f"class Long:\n{body}")) == []
-
-
-def test_named_classes_may_be_longer_within_limits(project):
-    def long_class(lines):
-        return code("#| export\nclass Long:\n" + "    x = 1\n\n" * (lines - 1))
-
-    opening = markdown(TITLE), markdown(PICTURE)
-    assert faults_of(project, *opening, long_class(80), long_classes=["Long"]) == []
-    assert len(faults_of(project, *opening, long_class(81), long_classes=["Long"])) == 1
-
-
-def test_long_classes_are_those_named_in_contributing(project):
-    root, write = project
-    assert check_style.allowed_classes(root) == []
-    write("CONTRIBUTING.md", "`Other`\n<!-- long classes -->\n- `One`: why\n- `Two`\n<!-- end -->\n`Three`")
-    assert check_style.allowed_classes(root) == ["One", "Two"]
-    names = " ".join(f"`C{i}`" for i in range(6))
-    write("CONTRIBUTING.md", f"<!-- long classes -->{names}<!-- end -->")
-    assert check_style.all_faults(root) == ["CONTRIBUTING.md names 6 long classes, more than 5"]
 
 
 def test_lengths_taken_together():

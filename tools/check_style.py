@@ -16,8 +16,6 @@ from pathlib import Path
 MEDIAN = 12           # of all of them
 MOST = 30             # 90 % are shorter
 LONGEST = 60          # of any
-LONGEST_CLASS = 80    # of a class that CONTRIBUTING.md names
-LONG_CLASSES = 5      # how many it may name
 README_WORDS = 700
 
 # From the ground up. A module imports from floors below its own, or from modules of its own floor that are
@@ -72,15 +70,7 @@ def has_picture(cell):
     return any(kind.startswith("image/") for o in cell.get("outputs", []) for kind in o.get("data", {}))
 
 
-def allowed_classes(root):
-    "Classes that CONTRIBUTING.md names as long ones that read in one pass."
-    path = root / "CONTRIBUTING.md"
-    if not path.exists(): return []
-    found = re.search(r"<!-- long classes -->(.*?)<!-- end -->", path.read_text(encoding="utf-8"), re.S)
-    return re.findall(r"`(\w+)`", found[1]) if found else []
-
-
-def notebook_faults(path, root, long_classes):
+def notebook_faults(path, root):
     "What is wrong with one notebook, and the lengths of its exported cells."
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     name, faults, lengths = path.relative_to(root).as_posix(), [], []
@@ -94,8 +84,7 @@ def notebook_faults(path, root, long_classes):
         n = len(code_lines(cell))
         lengths.append(n)
         what = (re.findall(r"^(?:class|def) (\w+)", source(cell), re.M) or ["a cell"])[0]
-        most = LONGEST_CLASS if what in long_classes else LONGEST
-        if n > most: faults.append(f"{name}: exported cell of {what} has {n} lines, more than {most}")
+        if n > LONGEST: faults.append(f"{name}: exported cell of {what} has {n} lines, more than {LONGEST}")
     return faults, lengths
 
 
@@ -165,17 +154,14 @@ def readme_faults(root):
 
 
 def all_faults(root, chosen=()): # folder of the project; notebooks, all of the project where none is given
-    long_classes = allowed_classes(root)
     faults, lengths = [], []
     for path in chosen or project_notebooks(root):
         if path.name in ("index.ipynb", "api.ipynb"): continue
-        found, cell_lengths = notebook_faults(path, root, long_classes)
+        found, cell_lengths = notebook_faults(path, root)
         faults += found
         lengths += cell_lengths
     faults += length_faults(lengths)
     if chosen: return faults
-    if len(long_classes) > LONG_CLASSES:
-        faults.append(f"CONTRIBUTING.md names {len(long_classes)} long classes, more than {LONG_CLASSES}")
     return faults + readme_faults(root) + floor_faults(root)
 
 

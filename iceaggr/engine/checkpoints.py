@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 import iceaggr
 from ..common import atomic_write, file_lock, refuse_special
 from .distributed import on_first, sum_over, world_size
+from .loading import sample_events
 from ..model import HierarchicalTransformer
 from ..weights import WEIGHTS_VERSION, class_name
 
@@ -70,8 +71,9 @@ def save_state(
     best:bool=True, # write the best weights too: they are new
 ):
     "Write a checkpoint and the copies of what it holds; OSError says what could not be written."
+    state["settings"] = _read_settings(run) or state.get("settings")     # in case the file is damaged later
     everything = dict(state, model=model.state_dict(), average=average.state_dict(),
-                      optimizer=optimizer.state_dict(), settings=_read_settings(run))
+                      optimizer=optimizer.state_dict())
     try:
         _write_checkpoint(run, everything)
         _write_copies(run, state, average, best)
@@ -275,14 +277,9 @@ def events_checksum(
     "Checksum of events, some of their pulses and the detector, by which a resume recognises them."
     checksum = 0
     columns = dataset.event_ids, dataset.n_pulses, dataset.targets, dataset.geometry.efficiency
-    for column in (*columns, np.round(dataset.geometry.xyz, 2), *_sample_pulses(dataset)):
+    for column in (*columns, np.round(dataset.geometry.xyz, 2)):
         checksum = zlib.crc32(np.ascontiguousarray(column), checksum)
+    for some in np.array_split(sample_events(dataset, 1_000), 30):
+        for event in dataset.__getitems__(some):
+            checksum = zlib.crc32(event["pulse_features"].numpy(), checksum)
     return checksum
-
-def _sample_pulses(dataset, files=3, events=1_000): # yields (P, 4) arrays
-    "Pulses of events that are spread over some files."
-    for f in np.unique(np.linspace(0, len(dataset.batch_ids) - 1, files).astype(int)):
-        n = int(np.diff(dataset.file_offsets)[f])
-        chosen = np.unique(np.linspace(0, n - 1, events).astype(int))
-        for part in np.array_split(chosen, 10):
-            if len(part): yield dataset.pulses(int(f)).gather(part)

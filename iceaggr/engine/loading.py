@@ -28,6 +28,19 @@ def held_out_events(
     events = np.arange(leave_out - 1, len(dataset), leave_out)
     return events if most is None else events[-most:]
 
+# %% ../../nbs/42_loading.ipynb #e6ac775b
+def sample_events(
+    dataset, # IceCubeDataset
+    per_file:int, # most events of a file
+    files:int=3, # how many files are read
+) -> np.ndarray: # positions of the events in the data set, ascending
+    "Events that are spread over the first, the last and files between, so that few files are read."
+    chosen = []
+    for f in np.unique(np.linspace(0, len(dataset.batch_ids) - 1, files).astype(int)):
+        first, end = dataset.file_offsets[f:f + 2]
+        chosen.append(np.linspace(first, end - 1, min(per_file, end - first)).astype(int))
+    return np.concatenate(chosen)
+
 # %% ../../nbs/42_loading.ipynb #bc48fd48
 def _sort_by_size(
     events:np.ndarray, # (n,) positions of events, shuffled

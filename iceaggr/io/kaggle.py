@@ -92,8 +92,7 @@ def open_parquet(
     columns, # names that it must have
 ) -> pq.ParquetFile:
     "Open a Parquet file and check its columns and their types. DataError names the file and the column."
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path}: is not a regular file; {_advice(path)}")
+    refuse_special(path)
     try: file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
     except FileNotFoundError: raise DataError(f"{path}: no such file; {_advice(path)}") from None
     except PermissionError: raise DataError(f"{path}: not readable; change its permissions") from None

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from ..common import DataError, atomic_write, single_line
+from ..common import DataError, atomic_write, refuse_special, single_line
 from .bad_events import SKIPPED_COLUMNS
 from iceaggr.io.kaggle import (
     META_COLUMNS,
@@ -77,8 +77,7 @@ def map_arrow(
     path:Path,
 ) -> pa.Table:
     "Map an Arrow file into memory; DataError if it is missing, cut short or has gaps."
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path}: is not a regular file; run prepare again")
+    refuse_special(path)
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         _arrays(table)
