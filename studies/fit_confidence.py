@@ -110,7 +110,8 @@ def main():
     truth = pd.concat([part[3] for part in parts], ignore_index=True)
     model.t2.calibration.copy_(torch.tensor(calibration_of(error, kappa, truth)))
     ranges = [ranges_of_events(IceCubeDataset(folder, batch_ids=files)) for folder, files in args.events]
-    model.seen = {name: [min(r[name][0] for r in ranges), max(r[name][1] for r in ranges)] for name in ranges[0]}
+    model.seen = {name: [min(r[name][0] for r in ranges), max(r[name][1] for r in ranges)]
+                  for name in ranges[0]}
     model.save(args.out)
     print(f"{args.out}: factor {model.t2.calibration[0]:.3f}, power {model.t2.calibration[1]:.3f}")
 

@@ -28,6 +28,7 @@ from iceaggr.model import (
 from iceaggr.packing import collate_dom_packing, split_batch
 from iceaggr.pulses import MAX_CHARGE
 from iceaggr.simulation.dataset import demo_dataset
+from iceaggr.training import _start_from
 from iceaggr.weights import WEIGHTS_VERSION, describe_part, find_model, find_part, import_part, read_file
 
 SETTINGS = ModelSettings(dom_d_model=32, dom_heads=2, dom_layers=1,
@@ -234,6 +235,18 @@ def test_files_that_are_no_weights(model, tmp_path):
         HierarchicalTransformer.from_pretrained("nonesuch")
     with pytest.raises(FileNotFoundError, match="no weights at"):
         HierarchicalTransformer.load(tmp_path / "none")
+
+
+def test_files_older_than_the_head_of_confidence_load_as_before(dataset, batch, tmp_path):
+    "Its factor is 1 there; a training starts from them, too."
+    model = HierarchicalTransformer(SETTINGS, dataset.geometry).eval()      # untrained: the factor is 1
+    old = {name: x for name, x in model.state_dict().items() if not name.startswith("t2.confidence.")}
+    model.save(tmp_path / "old.safetensors", old)
+    again = HierarchicalTransformer.load(tmp_path / "old.safetensors")
+    with torch.no_grad(): assert torch.equal(again.vector(batch), model.vector(batch))
+    fresh = HierarchicalTransformer(SETTINGS, dataset.geometry).eval()
+    _start_from(fresh, tmp_path / "old.safetensors")
+    with torch.no_grad(): assert torch.equal(fresh.vector(batch), model.vector(batch))
 
 
 @pytest.mark.parametrize("field, value, word", [
