@@ -197,11 +197,24 @@ class Pulses:
 
     def hits(self, events) -> dict: # columns: pulses; doms: (D,) arrays; n_doms, event_time: (k,)
         "What a packed batch needs of some events; `first_pulse` of a DOM counts pulses of the whole file."
-        n_doms = self.events["n_doms"][events]
-        rows = ranges(self.events["first_dom"][events], n_doms)
-        doms = {name: values.take(rows) for name, values in self.doms.items()}
-        times = self.events["event_time"][events]
+        n_doms, times = self.events["n_doms"][events], self.events["event_time"][events]
+        doms = self.rows(self.doms, self.events["first_dom"][events], n_doms)
         return dict(columns=self.columns, doms=doms, n_doms=n_doms, event_time=times)
+
+    def part(self, events) -> "Pulses":
+        "Some events only, in the order given."
+        event = {name: self.events[name][events] for name in ("n_pulses", "n_doms", "event_time")}
+        first, n, n_doms = self.events["first_pulse"][events], event["n_pulses"], event["n_doms"]
+        columns = self.rows(self.columns, first, n)
+        doms = self.rows(self.doms, self.events["first_dom"][events], n_doms)
+        event["first_pulse"], event["first_dom"] = np.cumsum(n) - n, np.cumsum(n_doms) - n_doms
+        doms["first_pulse"] += np.repeat(event["first_pulse"] - first, n_doms)
+        return Pulses(columns, doms, event)
+
+    def rows(self, table, first, n) -> dict: # column -> values
+        "The rows of some ranges of a table."
+        rows = ranges(first, n)
+        return {name: values.take(rows) for name, values in table.items()}
 
 # %% ../nbs/06_pulses.ipynb #8fc7c1aa
 def join_hits(
@@ -212,7 +225,8 @@ def join_hits(
     "What a packed batch needs of events of several files."
     parts, offset = [], 0
     for file, chosen in zip(files, events, strict=True):
-        parts.append(_own_hits(file, chosen, offset))
+        parts.append(file.part(chosen).hits(np.arange(len(chosen))))
+        parts[-1]["doms"]["first_pulse"] += offset
         offset += len(parts[-1]["columns"]["time"])
     def join(arrays): return np.concatenate(list(arrays))
     n_doms = join(p["n_doms"] for p in parts)
@@ -221,15 +235,6 @@ def join_hits(
     doms = {name: join(p["doms"][name] for p in parts)[rows] for name in parts[0]["doms"]}
     times = join(p["event_time"] for p in parts)[order]
     return dict(columns=columns, doms=doms, n_doms=n_doms[order], event_time=times)
-
-# %% ../nbs/06_pulses.ipynb #d1908a9b
-def _own_hits(file, events, offset):
-    "`Pulses.hits` with pulses of these events only, counted from an offset."
-    part, first, n = file.hits(events), file.events["first_pulse"][events], file.events["n_pulses"][events]
-    rows = ranges(first, n)
-    part["columns"] = {name: values.take(rows) for name, values in file.columns.items()}
-    part["doms"]["first_pulse"] -= np.repeat(first - (np.cumsum(n) - n) - offset, part["n_doms"])
-    return part
 
 # %% ../nbs/06_pulses.ipynb #2113fe01
 BLOCK_PULSES = 1 << 16              # pulses sorted at once

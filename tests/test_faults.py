@@ -18,7 +18,7 @@ from iceaggr.data import IceCubeDataset
 from iceaggr.engine.loading import EventBatchSampler, PackedBatches
 from iceaggr.engine.prepare import prepare
 from iceaggr.io.frames import frame_to_events
-from iceaggr.io.prepared import map_arrow
+from iceaggr.io.prepared import read_arrow
 from iceaggr.model import HierarchicalTransformer
 from iceaggr.simulation.dataset import simulate_events
 from iceaggr.testing import BATCH, FAULTS, FILE_3, META, call, put, same_events, sound_data, write_tiny
@@ -204,7 +204,7 @@ def test_a_damaged_prepared_set(sound, tmp_path):
     out = prepare(sound.root, tmp_path / "out", progress=False)
     path = out / "train/batch_3.pulses.arrow"
     data = bytearray(path.read_bytes())
-    data[data.find(map_arrow(path).column("charge").to_numpy().tobytes()) + 5] ^= 4
+    data[data.find(read_arrow(path).column("charge").to_numpy().tobytes()) + 5] ^= 4
     path.write_bytes(data)
     with pytest.raises(DataError, match="batch_3.pulses.arrow: damaged"): list(IceCubeDataset(out))
     ds = skipping(out)

@@ -6,6 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/41_prepared_files.ipynb #0d1b7c05
+import ctypes
+import errno
 import json
 import os
 import zlib
@@ -26,7 +28,7 @@ from iceaggr.io.kaggle import (
     refuse,
     repeated_events,
 )
-from ..pulses import Pulses
+from ..pulses import Pulses, ranges
 
 # %% ../../nbs/41_prepared_files.ipynb #0d1b7c10
 PREPARED_FORMAT = 3
@@ -73,13 +75,14 @@ def write_arrow(
         os.fsync(sink.fileno())
 
 # %% ../../nbs/41_prepared_files.ipynb #804a3be3
-def map_arrow(
+def read_arrow(
     path:Path,
+    mapped:bool=False, # map it into memory instead of reading it
 ) -> pa.Table:
-    "Map an Arrow file into memory; DataError if it is missing, cut short or has gaps."
+    "The table of an Arrow file; DataError if it is missing, cut short or has gaps."
     refuse_special(path)
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table = pa.ipc.open_file(pa.memory_map(str(path)) if mapped else pa.OSFile(str(path))).read_all()
         _arrays(table)
         return table
     except FileNotFoundError: raise DataError(f"{path}: no such file; run prepare again") from None
@@ -140,7 +143,7 @@ def prepared_facts(
 
 # %% ../../nbs/41_prepared_files.ipynb #9762b07b
 def _read_facts(path) -> dict:
-    metadata = map_arrow(path).schema.metadata or {}
+    metadata = read_arrow(path).schema.metadata or {}
     if b"iceaggr" not in metadata: raise DataError(f"{path}: not written by prepare; run prepare again")
     text, checksum = metadata[b"iceaggr"], metadata.get(b"crc32", b"").decode("latin-1")
     if checksum not in ("", _crc32(text)):
@@ -152,8 +155,8 @@ def _read_facts(path) -> dict:
 
 # %% ../../nbs/41_prepared_files.ipynb #e761e39f
 def _checked_arrow(path, facts) -> pa.Table:
-    "Map a table of a set; DataError unless its columns are as they were written."
-    table, part = map_arrow(path), path.name.split(".")[-2]
+    "A table of a set; DataError unless its columns are as they were written."
+    table, part = read_arrow(path), path.name.split(".")[-2]
     sums = facts.get("sums", {}).get(part)
     if sums is None or _column_sums(table) == sums: return table
     raise DataError(f"{path}: damaged: its columns have changed since they were written; "
@@ -197,24 +200,79 @@ def _are_places(rank, first, n) -> bool:
     largest, total = np.maximum.reduceat(rank, first), np.add.reduceat(rank, first, dtype=np.int64)
     return bool(rank.min() >= 0 and (largest == n - 1).all() and (total == n * (n - 1) // 2).all())
 
+# %% ../../nbs/41_prepared_files.ipynb #6032ac29
+def _kernel_copy(): # function of (process, places, 1, places, number of places, 0); None where there is none
+    "Linux's call that copies ranges of memory; a missing page is an error."
+    try: copy = ctypes.CDLL(None, use_errno=True).process_vm_readv
+    except (AttributeError, OSError, TypeError): return None
+    count, place = ctypes.c_ulong, ctypes.c_void_p
+    copy.argtypes, copy.restype = [ctypes.c_int, place, count, place, count, count], ctypes.c_ssize_t
+    return copy
+
+_COPY = _kernel_copy()
+_MOST_RANGES = 1024          # in one call
+
+# %% ../../nbs/41_prepared_files.ipynb #35545c06
+def _copy_ranges(
+    ranges:np.ndarray, # (k, 2) uint64 address and length of each
+    target:int, # address
+) -> int: # number of the system's error; 0: all is copied
+    "Copy ranges of memory one after another."
+    for k in range(0, len(ranges), _MOST_RANGES):
+        sources = ranges[k:k + _MOST_RANGES]
+        size = int(sources[:, 1].sum())
+        place = np.array([target, size], np.uint64)
+        ctypes.set_errno(0)
+        done = _COPY(os.getpid(), place.ctypes.data, 1, sources.ctypes.data, len(sources), 0)
+        if done != size: return ctypes.get_errno() or errno.EFAULT
+        target += size
+    return 0
+
+# %% ../../nbs/41_prepared_files.ipynb #c6725d15
+def copy_rows(
+    table:dict, # column -> (n,) array, perhaps of a mapped file
+    first:np.ndarray, # (k,) first row of each range
+    count:np.ndarray, # (k,) rows of each
+) -> dict: # column -> (count.sum(),)
+    "The rows of several ranges; BufferError if some of them lie beyond the end of their file by now."
+    table = dict(sorted(table.items(), key=lambda item: -item[1].itemsize))    # so that each lies aligned
+    sizes = np.array([values.itemsize for values in table.values()])[:, None]
+    start = np.array([values.__array_interface__["data"][0] for values in table.values()])[:, None]
+    sources = np.stack([start + first * sizes, count * sizes], 2).astype(np.uint64).reshape(-1, 2)
+    n = int(count.sum())
+    memory = np.empty(n * int(sizes.sum()), np.uint8)
+    target = memory.__array_interface__["data"][0]
+    error = _copy_ranges(sources, target) if _COPY else errno.ENOSYS
+    if error in (errno.ENOSYS, errno.EPERM):
+        rows = ranges(first, count)
+        return {name: values.take(rows) for name, values in table.items()}
+    if error: raise BufferError(os.strerror(error))
+    parts = np.split(memory, n * np.cumsum(sizes)[:-1])
+    return {name: part.view(values.dtype) for part, (name, values) in zip(parts, table.items(), strict=True)}
+
 # %% ../../nbs/41_prepared_files.ipynb #70079519
 class MappedPulses(Pulses):
-    "Pulses of files that are mapped into memory; DataError if one has become shorter since."
+    "Pulses of files that are mapped into memory; DataError if one has become shorter since or does so now."
     def __init__(self, path, *tables):
         super().__init__(*tables)
         found = {file: file.stat() for file in (part_path(path, part) for part in PARTS)}
         self.sizes = {file: (stat.st_ino, stat.st_size) for file, stat in found.items()}
 
-    def gather(self, events):
-        self._check_sizes()
-        return super().gather(events)
+    def gather(self, events): return self.part(events).gather(np.arange(len(events)))
 
-    def hits(self, events):
+    def hits(self, events): return self.part(events).hits(np.arange(len(events)))
+
+    def part(self, events):
         self._check_sizes()
-        return super().hits(events)
+        try: return super().part(events)
+        except BufferError: pass                              # its reason is found below
+        finally: self._check_sizes()                          # a page that was cut in two reads as zeros
+        raise DataError(f"{next(iter(self.sizes))}: a mapped file cannot be read; run prepare again")
+
+    def rows(self, table, first, n): return copy_rows(table, first, n)
 
     def _check_sizes(self):
-        "Reading beyond the end of a mapped file would end the process without a word."
+        "DataError if a file has shrunk."
         for path, (file, size) in self.sizes.items():
             try: now = path.stat()
             except FileNotFoundError: continue                # removed or renamed: what is mapped stays
@@ -236,6 +294,7 @@ def open_prepared(
         order = np.argsort(events["first_pulse"])
         rows = order[np.searchsorted(events["first_pulse"], first, sorter=order)]
         events = {name: values[rows] for name, values in events.items()}
+    pulses, doms = (_arrays(read_arrow(part_path(path, part), mapped=True)) for part in PARTS[:2])
     return MappedPulses(path, pulses, doms, events)
 
 # %% ../../nbs/41_prepared_files.ipynb #bac76baf
