@@ -28,7 +28,7 @@ import torch.nn.functional as F
 
 from . import __version__
 from .augmentation import perturb
-from .common import atomic_write, progress_bar
+from .common import atomic_write, make_folder, progress_bar
 from .data import IceCubeDataset
 from .direction import angles_to_vector, angular_error
 from .dom_transformer import padded_t1
@@ -629,7 +629,7 @@ def run_benchmarks(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     machine = describe_machine(device)
     if out == "auto": out = Path("benchmarks/results") / f"{machine['name']}.json"
-    if out: Path(out).parent.mkdir(parents=True, exist_ok=True)     # fails now, not after minutes
+    if out: make_folder(Path(out).parent)     # fails now, not after minutes
     results, start = dict(machine=machine, settings={}, measured={}, errors={}), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, keep_random_state(device):
         b = Bench(folder, data, preset, device, quick)

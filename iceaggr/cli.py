@@ -23,6 +23,14 @@ from pathlib import Path
 class UsageError(Exception):
     "The command was used wrongly."
 
+def say(
+    text:str="",
+    file=None, # None: standard output
+):
+    "Print a text at once, control characters escaped."
+    from iceaggr.common import printable
+    print(printable(text), file=file or sys.stdout, flush=True)
+
 # %% ../nbs/49_cli.ipynb #f6bd5f54
 def batch_numbers(
     text:str, # "1,2,5-8", or "last"
@@ -56,8 +64,8 @@ def chosen_batches(
 # %% ../nbs/49_cli.ipynb #862cbde7
 def _make_place(out):
     "Make the folder of a result, and see that a file can be written there."
-    if out.parent.is_file(): raise UsageError(f"{out.parent} is a file: choose a folder to write to")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    from iceaggr.common import make_folder
+    make_folder(out.parent)
     if out.is_dir(): raise UsageError(f"{out} is a folder: name a file")
     try:
         with tempfile.TemporaryFile(dir=out.parent): pass     # no room or no permission: an OSError now
@@ -90,7 +98,7 @@ def simulate(args):
     options = ("seed", "workers", "geometry", "dead_doms", "mix", "directions", "double_cascades", "bundles",
                "bright", "saturation", "unknown_ice")
     out = simulate_dataset(args.out, args.events, **{name: getattr(args, name) for name in options})
-    print(f"{args.events:,} simulated events in {out}")
+    say(f"{args.events:,} simulated events in {out}")
 
 # %% ../nbs/49_cli.ipynb #3d63420e
 def _say_skipped(args, folder) -> str: # the end of a line
@@ -113,8 +121,8 @@ def convert(args):
         if not (out / f"{split}_meta.parquet").exists(): continue
         n = len(IceCubeDataset(out, split))
         named = "with directions" if split == "train" else "without directions, the test split"
-        print(f"{n:,} events in {out} ({named})")
-    if (out / "skipped.csv").exists(): print(f"bad events are listed in {out / 'skipped.csv'}")
+        say(f"{n:,} events in {out} ({named})")
+    if (out / "skipped.csv").exists(): say(f"bad events are listed in {out / 'skipped.csv'}")
 
 # %% ../nbs/49_cli.ipynb #aa176c1c
 def prepare(args):
@@ -123,7 +131,7 @@ def prepare(args):
     batches = chosen_batches(args.batches, args.data, args.split)
     prepare(args.data, args.out, batches, args.split, args.check, on_bad_event=args.on_bad_event)
     checked = ", checked against the source" if args.check else ""
-    print(f"prepared data in {args.out}{checked}{_say_skipped(args, args.out)}")
+    say(f"prepared data in {args.out}{checked}{_say_skipped(args, args.out)}")
 
 # %% ../nbs/49_cli.ipynb #e7e1f2ef
 def train(args):
@@ -156,17 +164,17 @@ def _report_training(args, log):
                                  "train into a new folder with a lower learning rate")
     best = log.loc[log.held_out_mean_degrees.idxmin()]
     lower = log[log.valid_mean_degrees < best.valid_mean_degrees].sort_values("valid_mean_degrees")
-    print(f"best epoch: {int(best.epoch)}, chosen by the held-out training events")
-    print(f"validation events: mean error {best.valid_mean_degrees:.2f} degrees, "
+    say(f"best epoch: {int(best.epoch)}, chosen by the held-out training events")
+    say(f"validation events: mean error {best.valid_mean_degrees:.2f} degrees, "
           f"median {best.valid_median_degrees:.2f}")
     if len(lower):
-        print(f"epoch {lower.epoch.iloc[0]} has a lower mean error on the validation events "
+        say(f"epoch {lower.epoch.iloc[0]} has a lower mean error on the validation events "
               f"({lower.valid_mean_degrees.iloc[0]:.2f});\nthey have no part in the choice of an epoch")
-    print(f"weights: {Path(args.out) / 'best.safetensors'}{_say_skipped(args, args.out)}")
+    say(f"weights: {Path(args.out) / 'best.safetensors'}{_say_skipped(args, args.out)}")
     if best.held_out_mean_degrees > GUESSING - 10:
-        print(f"This is little better than guessing ({GUESSING} degrees): train for longer,")
-        if best.step < 100: print(f"these were only {int(best.step)} steps")
-        else: print("or into a new folder with a lower --lr")
+        say(f"This is little better than guessing ({GUESSING} degrees): train for longer,")
+        if best.step < 100: say(f"these were only {int(best.step)} steps")
+        else: say("or into a new folder with a lower --lr")
 
 # %% ../nbs/49_cli.ipynb #d62acc77
 def predict(args):
@@ -202,7 +210,7 @@ def _predict_file(args, model, out):
     tables = [model.predict(pulses, progress=True) for _, pulses, _ in pieces]
     table = pd.concat(tables, ignore_index=True)
     _write_table(table, out)
-    print(f"{len(table):,} predictions in {out}")
+    say(f"{len(table):,} predictions in {out}")
 
 def _split_of(args) -> str: # "train" or "test"
     "The split that was named, or the one that the data set has."
@@ -240,7 +248,7 @@ def _write_predictions(table, dataset, out, submission):
         notes.insert(0, f"{plural(len(skipped), 'bad event')} left out, see {path}")
     empty = int(table.azimuth.isna().sum())
     if empty: notes.append(f"{plural(empty, 'row')} without values")
-    print("; ".join([f"{done:,} predictions in {out}", *notes]))
+    say("; ".join([f"{done:,} predictions in {out}", *notes]))
 
 # %% ../nbs/49_cli.ipynb #84ff4163
 def _write_table(table, path):
@@ -270,11 +278,11 @@ def evaluate(args):
     if args.run: args.predictions = _predict_for_report(args)
     options = dict(split="train", on_bad_event=args.on_bad_event)
     metrics = evaluate_dataset(args.predictions, args.data, args.out, **options)
-    print(f"angular error [degrees], {metrics['n_events']:,} events")
+    say(f"angular error [degrees], {metrics['n_events']:,} events")
     for name, key in (("mean", "mean_degrees"), ("median", "median_degrees")):
         model, line = metrics["model"][key], metrics["line_fit"][key]
-        print(f"{name:8} model {model:6.2f}   line fit {line:6.2f}")
-    print(f"report: {report}{_say_skipped(args, args.out)}")
+        say(f"{name:8} model {model:6.2f}   line fit {line:6.2f}")
+    say(f"report: {report}{_say_skipped(args, args.out)}")
 
 # %% ../nbs/49_cli.ipynb #eac2a1bb
 def _predict_for_report(args) -> Path: # predictions.parquet next to the report
@@ -304,7 +312,7 @@ def display(args):
     if not interactive:
         import matplotlib.pyplot as plt
         plt.close(figure)
-    print(f"event {row.event_id} with {row.n_pulses:,} pulses in {args.out}")
+    say(f"event {row.event_id} with {row.n_pulses:,} pulses in {args.out}")
 
 # %% ../nbs/49_cli.ipynb #3f8d10bc
 def _check_display_file(args) -> bool: # an interactive page?
@@ -327,7 +335,7 @@ def _predicted_direction(args, dataset, row): # (azimuth, zenith) [rad] or None,
         if row.event_id in table.index:
             found = table.loc[row.event_id]
             return (found.azimuth, found.zenith), found.get("kappa")
-        print(f"{args.predictions} has no prediction of event {row.event_id}: drawn without one")
+        say(f"{args.predictions} has no prediction of event {row.event_id}: drawn without one")
     elif args.run:
         from iceaggr.model import HierarchicalTransformer
         from iceaggr.packing import collate_dom_packing
@@ -399,7 +407,7 @@ def _batches_of_event(data, split, event): # numbers, or None: it may be among t
     "The files that hold an event, without reading all of them."
     from iceaggr.common import DataError
     from iceaggr.io.kaggle import batch_files, in_prepared_form
-    from iceaggr.io.prepared import map_arrow
+    from iceaggr.io.prepared import read_arrow
     from iceaggr.report import find_events
     meta = Path(data) / f"{split}_meta.parquet"
     if meta.exists():
@@ -408,7 +416,8 @@ def _batches_of_event(data, split, event): # numbers, or None: it may be among t
         return batches
     files = batch_files(data, split)
     if not in_prepared_form(files): return None
-    return [b for b, path in files.items() if (map_arrow(path)["event_id"].to_numpy() == event).any()] or None
+    def holds(path): return (read_arrow(path)["event_id"].to_numpy() == event).any()
+    return [b for b, path in files.items() if holds(path)] or None
 
 # %% ../nbs/49_cli.ipynb #c96443a9
 def bench(args):
@@ -502,11 +511,16 @@ class DefaultsOnce(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if obvious or "default" in action.help else super()._get_help_string(action)
 
 # %% ../nbs/49_cli.ipynb #16bb45a5
+class Parser(argparse.ArgumentParser):
+    "A parser whose help and errors are printed as other texts are; a full disk is an OSError."
+    def _print_message(self, message, file=None):
+        if message: say(message.removesuffix("\n"), file or sys.stderr)
+
 def make_parser() -> argparse.ArgumentParser:
     "The command line."
     from iceaggr import __version__
     about = "Neutrino directions from IceCube's pulses with a hierarchical transformer."
-    parser = argparse.ArgumentParser("iceaggr", description=about, epilog=EXAMPLE + THREADS,
+    parser = Parser("iceaggr", description=about, epilog=EXAMPLE + THREADS,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
@@ -724,14 +738,13 @@ def main(
     argv:list | None=None, # arguments; None: those of the process
 ) -> int: # exit code
     "Entry point of the command `iceaggr`."
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    if args.verb is None: return parser.print_help() or 0
-    # each line reaches a log file at once
-    if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(line_buffering=True)
-    for name, value in vars(args).items(): setattr(args, name, _expand_home(value))
     warnings.showwarning = _show_warning
-    try: args.run_verb(args)
+    parser, args = make_parser(), argparse.Namespace(verb=None)
+    try:
+        parser.parse_args(argv, args)
+        if args.verb is None: return parser.print_help() or 0
+        for name, value in vars(args).items(): setattr(args, name, _expand_home(value))
+        args.run_verb(args)
     except (UsageError, FileExistsError) as e: return _complain(e, 2)
     except (NotImplementedError, RecursionError): raise     # mistakes of the program
     except BrokenPipeError: return _end_quietly()
@@ -748,11 +761,7 @@ def _expand_home(value): # the shell leaves the ~ of --out=~/x alone
 
 # %% ../nbs/49_cli.ipynb #9a4d169e
 def _show_warning(message, category, *_):
-    print(f"iceaggr: warning: {_printable(str(message))}", file=sys.stderr)
-
-def _printable(text) -> str:
-    "The text with control characters escaped: names of files and events may hold some."
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    say(f"iceaggr: warning: {message}", sys.stderr)
 
 def _explain(error) -> str:
     "The message of an error, or what is known where it has none."
@@ -783,7 +792,7 @@ def _complain(error, code) -> int: # the exit code
     if type(error).__name__ == "OutOfMemoryError":
         text += ("; in training, a smaller --graph-pulses needs less memory, with --resume as well; "
                  "in a new run a smaller --max-pulses or --batch-size, too")
-    print(f"iceaggr: error: {_printable(text) or type(error).__name__}", file=sys.stderr)
+    say(f"iceaggr: error: {text or type(error).__name__}", sys.stderr)
     return code
 
 # %% ../nbs/49_cli.ipynb #7c1f2b31

@@ -8,6 +8,7 @@ __all__ = ['DataError']
 # %% ../nbs/53_common.ipynb #c743420c
 import errno
 import glob
+import json
 import os
 import platform
 import sys
@@ -56,6 +57,23 @@ def plural(
 def single_line(error:Exception) -> str:
     "The message of an error in one line; pyarrow's have several."
     return " ".join(str(error).split())
+
+def printable(text:str) -> str:
+    "The text with control characters escaped: names of files and events may hold some."
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+def load_json(text:str|bytes):
+    "The value of a JSON text; ValueError if it is none, or nested too deeply."
+    try: return json.loads(text)
+    except RecursionError: raise ValueError("nested too deeply") from None
+
+def make_folder(path):
+    "Make a folder and those above it; FileExistsError where one of them is a file."
+    path = Path(path)
+    for place in (path, *path.parents):
+        if not place.exists() or place.is_dir(): continue
+        raise FileExistsError(f"{place} is a file: choose a folder to write to")
+    path.mkdir(parents=True, exist_ok=True)
 
 # %% ../nbs/53_common.ipynb #65c8fe8b
 @contextmanager

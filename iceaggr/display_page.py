@@ -10,7 +10,7 @@ import html
 import json
 from pathlib import Path
 
-from .common import atomic_write, display_library
+from .common import atomic_write, display_library, make_folder
 
 # %% ../nbs/04a_display_page.ipynb #176ef4ff
 def save_display(
@@ -26,7 +26,7 @@ def save_display(
         raise ValueError(f"{path}: {kind} display is saved as {endings}; change the name")
     if plotly not in ("inside", "beside"):
         raise ValueError(f"plotly: {plotly!r} is unknown; choose inside or beside")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     if plotly == "beside" and not static: _write_script(path.parent / "plotly.min.js")
     with atomic_write(path) as part:
         if static: _save_static(fig, part, path.suffix[1:].lower())

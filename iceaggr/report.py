@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .common import DataError, atomic_write, shorten
+from .common import DataError, atomic_write, make_folder, printable, shorten
 from .data import IceCubeDataset
 from iceaggr.evaluation import (
     LABELS,
@@ -73,14 +73,17 @@ th:first-child, td:first-child { text-align: left }
 """
 
 # %% ../nbs/22a_report.ipynb #739e0e2e
+def _escape(text): # as it stands in a page
+    return html.escape(printable(str(text)))
+
 def _table_row(cells, tag):
     "One row of an HTML table."
-    return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
+    return "<tr>" + "".join(f"<{tag}>{_escape(c)}</{tag}>" for c in cells) + "</tr>"
 
 def _table(name, head, rows):
     "An HTML table under its name."
     body = "".join(_table_row(row, "td") for row in rows)
-    caption = f"<caption>{html.escape(name)}</caption>"
+    caption = f"<caption>{_escape(name)}</caption>"
     return f'<div class="wide"><table>{caption}{_table_row(head, "th")}{body}</table></div>'
 
 # %% ../nbs/22a_report.ipynb #bd110312
@@ -135,7 +138,7 @@ def _sample_text(metrics):
     batches, data = metrics.get("batches", []), metrics.get("data")
     text = f"{metrics['n_events']:,} events"
     if batches: text += f" of {'batch' if len(batches) == 1 else 'batches'} {shorten(batches, 12)}"
-    if data: text += f" of the data set {html.escape(data['name'])} ({html.escape(data['split'])} split)"
+    if data: text += f" of the data set {_escape(data['name'])} ({_escape(data['split'])} split)"
     return text
 
 # %% ../nbs/22a_report.ipynb #dfd3b46e
@@ -211,7 +214,7 @@ def _png_bytes(figure):
 # %% ../nbs/22a_report.ipynb #fdf0058b
 def _figure_html(name, png):
     "An image that carries its own data."
-    caption = html.escape(_CAPTIONS.get(name, name.replace("_", " ")))
+    caption = _escape(_CAPTIONS.get(name, name.replace("_", " ")))
     data = base64.b64encode(png).decode()
     width = int.from_bytes(png[16:20]) // 2     # of the page: as the header of a PNG has it
     image = f'<img alt="{caption}" width="{width}" src="data:image/png;base64,{data}">'
@@ -284,7 +287,7 @@ def _errors_html(metrics, images):
     types = _bin_table(metrics, "type") if "type" in metrics["by"] else ""
     grid = _images_html(images, "by_n_pulses", "by_n_doms", "by_zenith", "by_energy")
     tables = [
-        f"<details><summary>Table by {html.escape(LABELS[q])}</summary>{_bin_table(metrics, q)}</details>"
+        f"<details><summary>Table by {_escape(LABELS[q])}</summary>{_bin_table(metrics, q)}</details>"
         for q in metrics["by"] if q != "type"]
     first = _images_html(images, "errors", "by_type")
     return f"""<h2>Angular error</h2><div class="grid">{first}</div>{types}
@@ -301,7 +304,7 @@ def _report_html(
     cones = _calibration_html(metrics.get("calibration"), metrics["n_events"])
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title><style>{_CSS}</style></head><body><h1>{html.escape(title)}</h1>
+<title>{_escape(title)}</title><style>{_CSS}</style></head><body><h1>{_escape(title)}</h1>
 {_headline(metrics)}{_tiles(metrics)}{_summary_table(metrics)}
 <p class="soft">{_SUMMARY_TEXT}</p>
 {_errors_html(metrics, images)}
@@ -318,7 +321,7 @@ def write_report(
 ) -> Path: # report.html
     "Write report.html, metrics.json and a PNG of each figure."
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     images = {name: _png_bytes(figure) for name, figure in figures.items()}
     if (out / "report.html").exists():
         for name in _CAPTIONS.keys() - images.keys(): (out / f"{name}.png").unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
 import iceaggr
-from .common import atomic_write
+from .common import atomic_write, load_json, make_folder
 
 # %% ../nbs/18_weights.ipynb #738bf824
 WEIGHTS_VERSION = "6"     # goes up when the same weights would give other predictions
@@ -36,14 +36,14 @@ def save_weights(
     if parts is not None: header["parts"] = json.dumps(parts)
     if seen: header["seen"] = json.dumps(seen)
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(Path(path).parent)
     data = _sort_header(safetensors_bytes(tensors, header))
     with atomic_write(path) as part: part.write_bytes(data)
 
 def _sort_header(data): # content of a safetensors file
     "The same with sorted names: equal weights give equal files, whatever order safetensors chose."
     size = int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8:8 + size]), sort_keys=True).encode()
+    header = json.dumps(load_json(data[8:8 + size]), sort_keys=True).encode()
     header += b" " * (-len(header) % 8)                       # tensors start at a multiple of 8 bytes
     return len(header).to_bytes(8, "little") + header + data[8 + size:]
 
@@ -76,7 +76,7 @@ def _is_range(value) -> bool: # two numbers
 
 def _read_field(header, name, path) -> dict:
     "A field of the header that holds JSON."
-    try: found = json.loads(header.get(name, "{}"))
+    try: found = load_json(header.get(name, "{}"))
     except ValueError: found = None
     if isinstance(found, dict): return found
     raise ValueError(f"{path}: its header is damaged ({name} is no JSON object): copy it again")

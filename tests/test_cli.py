@@ -112,6 +112,14 @@ MISTAKES = [     # exit code, arguments, a word of the message
     (1, ["predict", "--run", "small", "--data", "OUT/pipes", "--out", "OUT/x.csv"], "not a regular file"),
     (1, ["convert", "OUT/pipe", "--out", "OUT/x"], "no such file"),
     (1, ["predict", "--run", "OUT/red\x1b[31m", "--data", "DATA", "--out", "OUT/x.csv"], r"red\x1b[31m"),
+    (2, ["simulate", "--out", "OUT/x", "--events", "9", "--red\x1b[31m"], r"arguments: --red\x1b[31m"),
+    (2, ["train", "--data", "DATA", "--out", "OUT/x", "--minutes", "1e20"], "at most 525,600, a year"),
+    (1, ["train", "--data", "DATA", "--out", "OUT/deep", "--resume"], "deep"),
+    *[(2, [verb, *more, "--out", "OUT/file/x"], "file is a file: choose a folder")
+      for verb, more in {"simulate": ["--events", "9"], "prepare": ["--data", "DATA"],
+                         "train": ["--data", "DATA"], "convert": ["OUT/table.csv"],
+                         "evaluate": ["--data", "DATA", "--run", "small"]}.items()],
+    (2, ["bench", "--quick", "--out", "OUT/file/x.json"], "file is a file: choose a folder"),
 ]
 
 
@@ -119,6 +127,9 @@ MISTAKES = [     # exit code, arguments, a word of the message
 def test_mistakes_are_one_line_and_leave_nothing(tiny_dataset, tmp_path, code, arguments, word):
     (tmp_path / "file").touch()
     (tmp_path / "folder.html").mkdir()
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/settings.json").write_text("[" * 100_000)
+    (tmp_path / "table.csv").write_text("event_id,sensor_id,time,charge,auxiliary\n1,0,10,1,False\n")
     (tmp_path / "empty/train").mkdir(parents=True)
     (tmp_path / "pipes/train").mkdir(parents=True)
     for name in ("pipe", "pipes/train_meta.parquet", "pipes/train/batch_1.parquet"):
@@ -142,6 +153,22 @@ def test_errors_from_elsewhere_are_one_line(error, message, capsys):
     with patch("iceaggr.simulation.dataset.simulate_dataset", side_effect=error):
         assert main(["simulate", "--events", "1", "--out", "x"]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_control_characters_do_not_reach_the_terminal(tiny_dataset, tmp_path, capsys):
+    assert main(["predict", "--data", str(tiny_dataset), "--run", "small", "--device", "cpu",
+                 "--out", str(tmp_path / "\x1b[31mred.csv")]) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and r"\x1b[31mred.csv" in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["train", "--help"]])
+def test_help_that_cannot_be_written(arguments):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "iceaggr.cli", *arguments], stdout=full,
+                              stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "standard output cannot be written" in done.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")

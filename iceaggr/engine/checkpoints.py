@@ -24,7 +24,7 @@ from filelock import Timeout
 from safetensors import SafetensorError
 
 import iceaggr
-from ..common import atomic_write, file_lock, refuse_special
+from ..common import atomic_write, file_lock, load_json, make_folder, refuse_special
 from .distributed import on_first, sum_over, world_size
 from .loading import sample_events
 from ..model import HierarchicalTransformer
@@ -57,7 +57,7 @@ def has_checkpoint(
 def _read_settings(run): # dict
     "Content of settings.json; None if it is missing or damaged."
     refuse_special(run / "settings.json")
-    try: found = json.loads((run / "settings.json").read_text(encoding="utf-8"))
+    try: found = load_json((run / "settings.json").read_text(encoding="utf-8"))
     except (OSError, ValueError): return None
     return found if isinstance(found, dict) else None
 
@@ -184,7 +184,7 @@ def claim_run(
 ): # ExitStack: no other process can claim the run until it is closed
     "Make the run's folder, or check that it can be continued with these settings."
     _check_claim(run, facts, resume)                          # refused before anything is written
-    run.mkdir(parents=True, exist_ok=True)
+    make_folder(run)
     with ExitStack() as claim:
         _lock(run, claim)
         _check_claim(run, facts, resume)                      # again: another process may have been faster

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from ..common import DataError, atomic_write, file_lock, progress_bar
+from ..common import DataError, atomic_write, file_lock, make_folder, progress_bar
 from ..data import IceCubeDataset, choose_files
 from ..geometry import load_geometry
 from ..io.bad_events import write_skipped
@@ -31,11 +31,11 @@ from iceaggr.io.kaggle import (
 from iceaggr.io.prepared import (
     PARTS,
     is_prepared,
-    map_arrow,
     named_bad_events,
     part_path,
     prepared_facts,
     prepared_tables,
+    read_arrow,
     source_facts,
     write_prepared,
 )
@@ -70,7 +70,7 @@ def _check_batch(root, out, split, batch_id, on_bad_event="error"):
     tables = _tables_of_file(source)
     for part in PARTS:
         path = part_path(made.files[batch_id], part)
-        if not map_arrow(path).equals(tables.pop(part)):
+        if not read_arrow(path).equals(tables.pop(part)):
             raise DataError(f"{path}: differs from the source; remove it and run prepare again")
     source._open.clear()
     if len(source): _check_events(source, made, batch_id)
@@ -124,7 +124,7 @@ def _refuse_other_events(root, out, split, files):
     try: meta = read_meta(meta_path, list(stale), targets=split == "train", skip=True).set_index("event_id")
     except DataError: return     # reported when it is read for good
     for batch, path in stale.items():
-        before = map_arrow(path).to_pandas().set_index("event_id")
+        before = read_arrow(path).to_pandas().set_index("event_id")
         now = meta[meta.batch_id == batch]
         now = now[~now.index.duplicated()].reindex(before.index)     # duplicated ids: an error of their own
         if split == "train": same = (before.azimuth == now.azimuth) & (before.zenith == now.zenith)
@@ -149,7 +149,7 @@ def _is_stale(path, source) -> bool: # source: from `source_facts`
     try: facts = prepared_facts(path)
     except DataError: return False     # damaged: it is made anew
     changed = "source" in facts and facts["source"] != source
-    return changed and "event_id" in map_arrow(path).column_names
+    return changed and "event_id" in read_arrow(path).column_names
 
 # %% ../../nbs/41a_prepare.ipynb #78f57895
 def prepare(
@@ -187,7 +187,7 @@ def _wanted_files(root, split, files, batch_ids, skip) -> list: # numbers
 def _start_folder(root, out, split, wanted):
     "Make the folder, copy the small tables, and note the files to come."
     load_geometry(root if (root / "sensor_geometry.csv").exists() else None)     # refuses a faulty geometry
-    (out / split).mkdir(parents=True, exist_ok=True)
+    make_folder(out / split)
     for name in ("sensor_geometry.csv", "truth.parquet"):
         if not (root / name).exists(): continue
         with atomic_write(out / name) as part: shutil.copyfile(root / name, part)

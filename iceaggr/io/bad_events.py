@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..common import DataError, atomic_write
+from ..common import DataError, atomic_write, make_folder
 from iceaggr.io.kaggle import (
     META_COLUMNS,
     MISSING,
@@ -196,7 +196,7 @@ def write_skipped(
     "List the events that were left out. Without any, the list is empty."
     tables = [pd.DataFrame(columns=SKIPPED_COLUMNS), *[t for t in skipped if len(t)]]
     table = pd.concat(tables, ignore_index=True).drop_duplicates(ignore_index=True)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(Path(path).parent)
     with atomic_write(path) as part: table.to_csv(part, index=False)
     return table
 

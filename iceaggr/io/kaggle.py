@@ -6,7 +6,6 @@
 __all__ = ['find_batches', 'read_meta', 'read_pulses']
 
 # %% ../../nbs/40_kaggle_files.ipynb #0d1a7c05
-import json
 import os
 import re
 import warnings
@@ -19,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..common import DataError, plural, refuse_special, shorten, single_line
+from ..common import DataError, load_json, plural, refuse_special, shorten, single_line
 from ..geometry import N_SENSORS
 from ..pulses import MAX_CHARGE, MAX_TIME, PulseBlocks, Pulses, ranges
 
@@ -93,7 +92,7 @@ def open_parquet(
 ) -> pq.ParquetFile:
     "Open a Parquet file and check its columns and their types. DataError names the file and the column."
     refuse_special(path)
-    try: file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+    try: file = pq.ParquetFile(path, page_checksum_verification=True)
     except FileNotFoundError: raise DataError(f"{path}: no such file; {_advice(path)}") from None
     except PermissionError: raise DataError(f"{path}: not readable; change its permissions") from None
     except UNREADABLE as e:
@@ -134,7 +133,7 @@ def _advice(path) -> str: # what to do about a file that is missing
 
 def _simulation_interrupted(meta) -> bool: # of a meta table that is missing
     if meta.name != "train_meta.parquet" or not meta.with_name("simulation.json").is_file(): return False
-    try: return not json.loads(meta.with_name("simulation.json").read_text(encoding="utf-8")).get("complete")
+    try: return not load_json(meta.with_name("simulation.json").read_text(encoding="utf-8")).get("complete")
     except (OSError, ValueError, AttributeError): return False
 
 # %% ../../nbs/40_kaggle_files.ipynb #b88f4ab9
@@ -370,7 +369,7 @@ def promised_files(
     "The files that `prepare` was to make in all its runs; none where it left no list."
     path = data_root(root) / f"{split}_files.json"
     refuse_special(path)
-    try: return [index(b) for b in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
+    try: return [index(b) for b in load_json(path.read_text(encoding="utf-8"))] if path.exists() else []
     except (ValueError, TypeError) as e:
         raise DataError(f"{path}: damaged ({single_line(e)}); remove it and run prepare again") from None
 

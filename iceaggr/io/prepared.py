@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from ..common import DataError, atomic_write, refuse_special, single_line
+from ..common import DataError, atomic_write, load_json, refuse_special, single_line
 from .bad_events import SKIPPED_COLUMNS
 from iceaggr.io.kaggle import (
     META_COLUMNS,
@@ -149,7 +149,7 @@ def _read_facts(path) -> dict:
     if checksum not in ("", _crc32(text)):
         raise DataError(f"{path}: damaged: the description of its set has changed; "
                         "remove it and run prepare again")
-    try: return json.loads(text)
+    try: return load_json(text)
     except ValueError as e:
         raise DataError(f"{path}: damaged ({single_line(e)}); remove it and run prepare again") from None
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..common import DataError, atomic_write, progress_bar, shorten
+from ..common import DataError, atomic_write, make_folder, progress_bar, shorten
 from ..geometry import Geometry, load_geometry
 from .bad_events import SKIPPED_COLUMNS, write_skipped
 from .frames import read_frame
@@ -134,7 +134,7 @@ class _Folder:
         "Write a batch file and remember its rows of the tables."
         self.batch += 1
         path = self.out / self.split / f"batch_{self.batch}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self.written.append(path)
         write_table(pulses, path, index=None)
         rows = meta_rows(self.batch, meta.event_id.to_numpy(), n)

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..common import atomic_write, progress_bar
+from ..common import atomic_write, load_json, make_folder, progress_bar
 from ..geometry import N_SENSORS, Geometry, default_efficiency, load_geometry
 from ..io.writing import meta_rows, write_table
 from .light import Detector, draw_variation, event_light
@@ -333,7 +333,7 @@ def _write_settings(out:Path, settings:dict, complete:bool):
 def _read_settings(out:Path): # dict
     "Settings of the data set in a folder; FileExistsError if there is none."
     mark = out / "simulation.json"
-    try: found = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else None
+    try: found = load_json(mark.read_text(encoding="utf-8")) if mark.is_file() else None
     except ValueError as e:
         raise FileExistsError(f"{mark} is damaged ({e}): remove {out}, or choose another folder") from None
     if isinstance(found, dict): return found
@@ -345,7 +345,6 @@ def _claim_folder(
     settings:dict, # that it is or would be made with
 ): # bool: a complete data set with these settings is there
     "Make the folder of a data set, or recognise the one in it."
-    if out.is_file(): raise FileExistsError(f"{out} is a file: choose a folder to write to")
     patterns = (".simulation.json.part*", ".t*.parquet.part*", "train/.batch_*.part*")
     unfinished = [path for pattern in patterns for path in out.glob(pattern)]  # of killed processes
     if any(path not in unfinished for path in out.glob("*")):
@@ -357,7 +356,7 @@ def _claim_folder(
                                   f"({', '.join(differ)}): choose another folder, or remove it")
         if complete and (out / "train_meta.parquet").is_file(): return True
     for part in unfinished: part.unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     _write_settings(out, settings, False)
     (out / "train").mkdir(exist_ok=True)
     return False
