@@ -201,11 +201,11 @@ class Pulses:
         doms = self.rows(self.doms, self.events["first_dom"][events], n_doms)
         return dict(columns=self.columns, doms=doms, n_doms=n_doms, event_time=times)
 
-    def part(self, events) -> "Pulses":
-        "Some events only, in the order given."
+    def part(self, events, names=(*COLUMNS, "rank")) -> "Pulses":
+        "Some events only, in the order given, with some columns of their pulses."
         event = {name: self.events[name][events] for name in ("n_pulses", "n_doms", "event_time")}
         first, n, n_doms = self.events["first_pulse"][events], event["n_pulses"], event["n_doms"]
-        columns = self.rows(self.columns, first, n)
+        columns = self.rows({name: self.columns[name] for name in names}, first, n)
         doms = self.rows(self.doms, self.events["first_dom"][events], n_doms)
         event["first_pulse"], event["first_dom"] = np.cumsum(n) - n, np.cumsum(n_doms) - n_doms
         doms["first_pulse"] += np.repeat(event["first_pulse"] - first, n_doms)

@@ -260,11 +260,14 @@ class MappedPulses(Pulses):
 
     def gather(self, events): return self.part(events).gather(np.arange(len(events)))
 
-    def hits(self, events): return self.part(events).hits(np.arange(len(events)))
+    def hits(self, events):
+        part = self.part(events, ("time", "charge", "auxiliary"))
+        part.columns["sensor_id"] = np.repeat(part.doms["sensor_id"], part.doms["n_pulses"])
+        return part.hits(np.arange(len(events)))
 
-    def part(self, events):
+    def part(self, events, *names):
         self._check_sizes()
-        try: return super().part(events)
+        try: return super().part(events, *names)
         except BufferError: pass                              # its reason is found below
         finally: self._check_sizes()                          # a page that was cut in two reads as zeros
         raise DataError(f"{next(iter(self.sizes))}: a mapped file cannot be read; run prepare again")
