@@ -206,7 +206,8 @@ def test_events_are_found_in_pieces_of_the_meta_table(tmp_path):
 
 def test_report_escapes_text(tmp_path):
     "Names of types and the title cannot inject HTML."
-    truth = pd.DataFrame({"event_id": [1, 2], "azimuth": 0.0, "zenith": [1.0, 2.0], "type": "<b>x\x1b[31m</b>"})
+    kind = "<b>x\x1b[31m</b>"
+    truth = pd.DataFrame({"event_id": [1, 2], "azimuth": 0.0, "zenith": [1.0, 2.0], "type": kind})
     metrics = evaluate(truth.assign(zenith=[1.1, 2.1]), truth)
     page = write_report(metrics, {}, tmp_path / "deep" / "out", title="a < b & c").read_text()
     assert "<b>x" not in page and "\x1b" not in page and "a &lt; b &amp; c" in page
