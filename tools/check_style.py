@@ -27,7 +27,7 @@ FLOORS = [
      "io.convert"],
     ["data", "engine.prepare", "display", "line_fit"],
     ["packing", "features", "pooling", "attention", "engine.cpu_attention", "engine.loading"],
-    ["dom_transformer", "accumulator", "event_transformer"],
+    ["dom_transformer", "accumulator", "event_transformer", "engine.budget"],
     ["weights", "model"],
     ["simulation.neutrinos", "simulation.light", "simulation.readout", "simulation.dataset"],
     ["augmentation", "evaluation", "report", "attention_maps"],
