@@ -152,7 +152,7 @@ def batch_operations(
     metadata = batch["metadata"]
     return needed_operations(metadata["dom_pulse_counts"], metadata["event_dom_counts"], model)
 
-# %% ../nbs/51a_yardsticks.ipynb #64b3a623
+# %% ../nbs/51a_yardsticks.ipynb #b34b9cbf
 class OperationCounter(TorchDispatchMode):
     "Counts the operations that run inside a `with` block, and those for which the host must wait."
     supports_higher_order_operators = True      # FlexAttention counts as one
@@ -162,11 +162,11 @@ class OperationCounter(TorchDispatchMode):
         self.operations, self.host_reads = Counter(), Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.operations[str(func)] += 1
+        if not getattr(func, "is_view", False): self.operations[str(func)] += 1      # a view launches nothing
         if _reads_on_host(func, args): self.host_reads[str(func)] += 1
         return func(*args, **(kwargs or {}))
 
-# %% ../nbs/51a_yardsticks.ipynb #cfa11b4c
+# %% ../nbs/51a_yardsticks.ipynb #0c98fe84
 def _reads_on_host(func, args) -> bool:
     "Whether the shape or the value of a result depends on data; of indices, only masks do."
     tags = getattr(func, "tags", ())

@@ -31,7 +31,7 @@ FLOORS = [
     ["weights", "model"],
     ["simulation.neutrinos", "simulation.light", "simulation.readout", "simulation.dataset"],
     ["augmentation", "evaluation", "report", "attention_maps"],
-    ["engine.checkpoints", "training"],
+    ["engine.checkpoints", "engine.device_steps", "training"],
     ["yardsticks", "benchmark", "browser", "cli"],
     ["testing", "studies"],
 ]
