@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/45a_device_steps.ipynb #102c6c4d
+import functools
 import math
 
 import torch
@@ -128,22 +129,8 @@ class DeviceStep:
         self.enabled = torch.ones_like(self.lr, dtype=torch.bool)
         options = _compile_options(backend)
         self.loss = torch.compile(loss, **options) if options else loss
-        self.update = torch.compile(self._update, **options) if options else self._update
-
-    @torch.no_grad()
-    def _update(self, flat): # (P + 1,) gradients and loss -> (2,)
-        "Guard, clip, optimisers, moving average."
-        gradients, result, keep = _clipped(flat, self.clip, self.enabled)
-        pieces = gradients.split([p.numel() for p in self.params])
-        gradients = [g.view_as(p) for g, p in zip(pieces, self.params, strict=True)]
-        for step, group in [(_muon_step, g) for g in self.muon] + [(_adamw_step, g) for g in self.adamw]:
-            n = len(group["params"])
-            step(group, gradients[:n], self.lr, keep)
-            gradients = gradients[n:]
-        change = torch._foreach_sub(self.params, self.average)
-        torch._foreach_mul_(change, keep * self.weight)
-        torch._foreach_add_(self.average, change)
-        return result
+        update = torch.no_grad()(functools.partial(_update, self))
+        self.update = torch.compile(update, **options) if options else update
 
     def gradients(self, *inputs) -> Tensor: # (P + 1,)
         "Gradients of loss / batch_size in one vector, and the summed loss."
@@ -193,6 +180,21 @@ def _compile_options(backend) -> dict:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
     mode = dict(mode="max-autotune-no-cudagraphs") if backend == "inductor" else {}
     return dict(backend=backend, fullgraph=True, dynamic=False, **mode)
+
+# %% ../../nbs/45a_device_steps.ipynb #4f39c05b
+def _update(step, flat): # (P + 1,) gradients and loss -> (2,) loss and finite or not
+    "Guard, clip, optimisers, moving average."
+    gradients, result, keep = _clipped(flat, step.clip, step.enabled)
+    pieces = gradients.split([p.numel() for p in step.params])
+    gradients = [g.view_as(p) for g, p in zip(pieces, step.params, strict=True)]
+    for change, group in [(_muon_step, g) for g in step.muon] + [(_adamw_step, g) for g in step.adamw]:
+        n = len(group["params"])
+        change(group, gradients[:n], step.lr, keep)
+        gradients = gradients[n:]
+    difference = torch._foreach_sub(step.params, step.average)
+    torch._foreach_mul_(difference, keep * step.weight)
+    torch._foreach_add_(step.average, difference)
+    return result
 
 # %% ../../nbs/45a_device_steps.ipynb #4942297c
 def _replay(step, inputs) -> Tensor: # (2,)
