@@ -127,7 +127,8 @@ class PackedLayout:
         (S, L), C = self.segment_ids.shape, qkv.shape[1] // 3
         q, k, v = qkv.view(S, L, 3, n_heads, C // n_heads).permute(2, 0, 3, 1, 4)      # (S, H, L, C / H) each
         if self.kernel == "flex":
-            attention = compiled_flex_attention() if qkv.is_cuda else flex_attention
+            own = qkv.is_cuda and not torch.compiler.is_compiling()      # else part of a larger graph
+            attention = compiled_flex_attention() if own else flex_attention
             y = attention(q, k, v, block_mask=self.block_mask)
         else:
             same = self.segment_ids[:, None, :, None] == self.segment_ids[:, None, None, :]

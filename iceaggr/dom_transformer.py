@@ -85,7 +85,8 @@ class DOMTransformer(nn.Module):
         batch:dict, # from `collate_dom_packing` or `split_batch`
         max_batch_size:int=64, # sequences in the layers at once
     ) -> tuple: # (D, C) DOM embeddings, the batch's metadata
-        kernel = choose_kernel(self.kernel, batch["packed_sequences"].is_cuda)
+        padded = "layer_rows" in batch["metadata"]
+        kernel = choose_kernel(self.kernel, batch["packed_sequences"].is_cuda, padded)
         if kernel == "grouped": embeddings = _embed_grouped(self, batch, max_batch_size)
         else: embeddings = _embed_packed(self, batch, max_batch_size, kernel)
         return embeddings, batch["metadata"]
@@ -101,9 +102,10 @@ def check_kernel(kernel):
         raise ValueError(f"unknown kernel {kernel!r}: choose one of {', '.join(KERNELS)}")
 
 # %% ../nbs/14_dom_transformer.ipynb #873e4ad0
-def choose_kernel(kernel, is_cuda) -> str:
-    "The implementation that `auto` stands for."
-    return kernel if kernel != "auto" else "flex" if is_cuda else "grouped"
+def choose_kernel(kernel, is_cuda, padded=False) -> str:
+    "The implementation that `auto` stands for; a batch padded to a fixed size keeps its shape."
+    if kernel != "auto": return kernel
+    return "flex" if is_cuda else "dense" if padded else "grouped"
 
 # %% ../nbs/14_dom_transformer.ipynb #13196555
 def pulses_by_dom(
@@ -166,7 +168,9 @@ def chunk_lengths(
 def _embed_packed(t1, batch, max_batch_size, kernel) -> Tensor: # (D, C)
     "Packed sequences with their padding; pooling leaves the padding out."
     m, ids = batch["metadata"], batch["dom_boundaries"]
-    with_layers = len(ids) if kernel == "dense" else rows_with_layers(ids)
+    padded = "layer_rows" in m
+    if padded: ids, with_layers = padding_apart(ids), m["layer_rows"]
+    else: with_layers = len(ids) if kernel == "dense" else rows_with_layers(ids)
     size = len(ids) if torch.is_grad_enabled() else max_batch_size      # a graph holds all of them anyway
     tokens = []
     for start in range(0, len(ids), size):
@@ -175,6 +179,7 @@ def _embed_packed(t1, batch, max_batch_size, kernel) -> Tensor: # (D, C)
         x = encode_pulses(t1, batch["packed_sequences"][rows].reshape(-1, 4), dom, m)
         deep = ids[start:min(start + size, with_layers)]
         tokens.append(_run_packed(t1.blocks, x, deep, kernel) if len(deep) else x)
+    if padded: return t1.pool(torch.cat(tokens), _padded_segments(m))
     real = batch["dom_mask"].reshape(-1).nonzero().squeeze(1)
     segments = Segments(m["global_dom_ids"].reshape(-1)[real], m["total_doms"])
     return t1.pool(torch.cat(tokens)[real], segments)
@@ -202,3 +207,18 @@ def pad_rows(
 ) -> Tensor: # one of four numbers of rows per octave, multiples of eight
     "Round the number of rows up."
     return F.pad(x, (0, 0, 0, token_count(len(x), 8) - len(x)), value=fill)
+
+# %% ../nbs/14_dom_transformer.ipynb #a1bd0705
+def padding_apart(
+    segment_ids:Tensor, # (S, L) segment of each token, -1 in padding
+) -> Tensor: # (S, L)
+    "Every token of padding in a segment of its own: -1, -2, ..."
+    apart = -1 - torch.arange(segment_ids.shape[1], device=segment_ids.device)
+    return torch.where(segment_ids < 0, apart, segment_ids)
+
+# %% ../nbs/14_dom_transformer.ipynb #4ecaa6c9
+def _padded_segments(metadata) -> Segments:
+    "Pulses by DOM; the padding goes to the DOMs of padding in turns."
+    dom, real = metadata["global_dom_ids"].reshape(-1), metadata["real_doms"]
+    n, place = real.sum(), torch.arange(len(dom), device=dom.device)
+    return Segments(torch.where(dom < 0, n + place % (len(real) - n), dom), len(real))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .attention import Block, PackedLayout, padded_block, token_count
 from .direction import vector_to_angles
-from .dom_transformer import check_kernel, choose_kernel
+from .dom_transformer import check_kernel, choose_kernel, padding_apart
 from .engine.cpu_attention import GroupedLayout, pool_parts
 from .features import DOMEncoder, coincident_doms, event_centre, sensor_table, vertex_estimate
 from .geometry import Geometry
@@ -161,14 +161,20 @@ class EventTransformer(_Directions, nn.Module):
         dom_features:Tensor|None=None, # (D, 3) first time [ns], charge [p.e.], pulses; None: without them
         event_times:Tensor|None=None, # (B,) reference times [ns]; None: worked out from dom_features
         event_ids=None, targets=None, # of a T2 batch, not used
+        real_doms:Tensor|None=None, # (D,) bool, False in padding: a batch of fixed size, checked before
     ) -> Tensor: # (B, 3): direction times kappa
         "The von Mises-Fisher vector of each event."
         inputs = dom_embeddings, dom_ids, dom_to_event_idx, batch_size, dom_features
+        if real_doms is not None: return _padded_vector(self, inputs, event_times, real_doms)
         counts = _check_doms(*inputs, n_sensors=len(self.sensors), width=self.embed.in_features)
         doms = _doms_within_budget(dom_features, dom_ids, dom_to_event_idx, counts, self.max_doms)
         tokens = _event_tokens(self, *inputs, event_times)
         x = self.attend(tokens, doms, dom_to_event_idx[doms], counts.clamp(max=self.max_doms))
-        with torch.autocast(x.device.type, enabled=False):      # three digits of bfloat16 are 0.2 degrees
+        return self.vector_from(x)
+
+    def vector_from(self, x:Tensor) -> Tensor: # (B, d_model) -> (B, 3)
+        "The heads in full precision: three digits of bfloat16 are 0.2 degrees."
+        with torch.autocast(x.device.type, enabled=False):
             return self.calibrated(self.vector_of(x.to(self.embed.weight.dtype)))
 
     def attend(self, tokens, doms:Tensor, event:Tensor, counts:Tensor) -> Tensor: # (B, d_model)
@@ -206,6 +212,21 @@ def _attend_packed(t2, x, event, n_events, kernel) -> Tensor: # (B, d_model)
     ids = F.pad(event, (0, pad), value=-1)[None]
     y = PackedLayout(ids, kernel).run_blocks(t2.blocks, F.pad(x, (0, 0, 0, pad)))
     return t2.pool(y[:D], Segments(event, n_events))
+
+# %% ../nbs/16_event_transformer.ipynb #27f874e9
+def _padded_vector(t2, inputs, event_times, real) -> Tensor: # (B, 3)
+    "The vectors of a batch of fixed size; events of padding get any."
+    embeddings, ids, event, n_events, features = inputs
+    def clean(x): return torch.where(real.view(-1, *[1] * (x.dim() - 1)), x, 0.)
+    sensors = t2.sensors[ids].float()
+    references = describe_events(sensors, ids, features, event, n_events, event_times)
+    weight = t2.embed.weight
+    x = t2.embed(clean(embeddings).to(weight.dtype))
+    x = x.to(torch.promote_types(x.dtype, weight.dtype))
+    x = x + t2.encoder(sensors, features, *(clean(reference[event]) for reference in references))
+    kernel = choose_kernel(t2.kernel, x.is_cuda, padded=True)
+    layout = PackedLayout(padding_apart(torch.where(real, event, -1)[None]), kernel)
+    return t2.vector_from(t2.pool(layout.run_blocks(t2.blocks, x), Segments(event, n_events)))
 
 # %% ../nbs/16_event_transformer.ipynb #62be905a
 def _check_doms(

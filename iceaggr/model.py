@@ -168,11 +168,12 @@ class HierarchicalTransformer(_WeightsFile, nn.Module):
 def _t2_batch(model, batch, embeddings):
     "What T2 takes, from a batch of whole events."
     m = batch["metadata"]
-    _check_whole(m)
+    if "real_doms" not in m: _check_whole(m)      # a batch of fixed size was checked when it was made
     if embeddings is None: embeddings, _ = model.t1(batch)
+    padding = {"real_doms": m["real_doms"]} if "real_doms" in m else {}
     return dict(dom_embeddings=embeddings, dom_ids=m["sensor_ids"], dom_to_event_idx=m["dom_to_event_idx"],
                 dom_features=m["dom_features"], event_times=m.get("event_times"), event_ids=m["event_ids"],
-                batch_size=len(m["event_ids"]))
+                batch_size=len(m["event_ids"]), **padding)
 
 # %% ../nbs/17_model.ipynb #845449e6
 def _doms_held(metadata):

@@ -20,7 +20,8 @@ class Segments:
 
     @property
     def lengths(self) -> Tensor: # (N,)
-        return torch.bincount(self.ids, minlength=self.n)
+        ones = torch.ones_like(self.ids)       # bincount would make a GPU wait for the largest id
+        return ones.new_zeros(self.n).index_add(0, self.ids, ones)
 
     def expand(self, y:Tensor) -> Tensor: # (N, ...) -> (T, ...)
         "The value of each token's segment."
@@ -35,7 +36,7 @@ class Segments:
         if how not in ("sum", "mean"): raise ValueError(f'how is "sum", "mean", "max" or "min"; got {how!r}')
         x = full_precision(x)
         total = x.new_zeros(self.n, *x.shape[1:]).index_add(0, self.ids, x)
-        return total if how == "sum" else total / _per_segment(self.lengths, total)
+        return total if how == "sum" else total / _per_segment(self.lengths.clamp(min=1), total)
 
     def _extreme(self, x, how):
         ids = self.ids.view(-1, *[1] * (x.dim() - 1)).expand_as(x)

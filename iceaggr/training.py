@@ -268,9 +268,11 @@ def _autocast(model, settings):
 
 # %% ../nbs/20_training.ipynb #73870100
 def _batch_loss(vector, batch):
-    "Summed loss of a batch, () tensor."
+    "Summed loss of a batch, () tensor; events of padding do not count."
     m = batch["metadata"]
-    return vmf_loss(vector, angles_to_vector(*m["targets"].T), "sum", m.get("resultants"))
+    loss = vmf_loss(vector, angles_to_vector(*m["targets"].T), "none", m.get("resultants"))
+    if "real_events" in m: loss = torch.where(m["real_events"], loss, 0.)
+    return loss.sum()
 
 # %% ../nbs/20_training.ipynb #6487ab76
 def _sliced_backward(model, batch, settings, most):

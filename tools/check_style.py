@@ -27,11 +27,11 @@ FLOORS = [
      "io.convert"],
     ["data", "engine.prepare", "display", "line_fit"],
     ["packing", "features", "pooling", "attention", "engine.cpu_attention", "engine.loading"],
-    ["dom_transformer", "accumulator", "event_transformer"],
+    ["dom_transformer", "accumulator", "event_transformer", "engine.budget"],
     ["weights", "model"],
     ["simulation.neutrinos", "simulation.light", "simulation.readout", "simulation.dataset"],
     ["augmentation", "evaluation", "report", "attention_maps"],
-    ["engine.checkpoints", "training"],
+    ["engine.checkpoints", "engine.device_steps", "training"],
     ["yardsticks", "benchmark", "browser", "cli"],
     ["testing", "studies"],
 ]

@@ -1,0 +1,252 @@
+"""A training step of fixed shapes: no host reads, no graph breaks, the same result as without padding."""
+import copy
+import math
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.nn.attention import flex_attention as flex
+
+from iceaggr import attention
+from iceaggr.data import IceCubeDataset
+from iceaggr.engine.budget import Budget, choose_budgets, pad_batch, size_of
+from iceaggr.engine.device_steps import DeviceStep
+from iceaggr.model import HierarchicalTransformer
+from iceaggr.packing import collate_dom_packing, split_batch
+from iceaggr.pooling import MeanPool
+from iceaggr.training import MuonAdamW, TrainSettings, _batch_loss, _update_average, train_step
+from iceaggr.yardsticks import OperationCounter
+
+SMALL = dict(dom_d_model=32, dom_heads=2, dom_layers=1, event_d_model=32, event_heads=2, event_layers=1)
+
+
+@pytest.fixture
+def events(tiny_dataset):
+    return list(IceCubeDataset(tiny_dataset))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return HierarchicalTransformer(SMALL)
+
+
+def test_counter_finds_the_host_reads_of_a_plain_step(events, model):
+    "The packed path on a batch of any shape reads lengths and checks on the host."
+    model.t1.kernel = model.t2.kernel = "dense"
+    batch, settings = collate_dom_packing(events), TrainSettings(batch_size=len(events))
+    with OperationCounter() as counter: train_step(model, MuonAdamW(model, 1e-3), batch, settings, 1e-3)
+    assert counter.operations["aten.nonzero.default"] == counter.host_reads["aten.nonzero.default"] == 1
+    assert counter.host_reads["aten._local_scalar_dense.default"] > 4
+    assert counter.host_reads["aten.bincount.default"] == 2
+
+
+@pytest.fixture
+def batch(events):
+    return collate_dom_packing(events, 128)
+
+
+def padded_by(batch, rows=2, doms=40, n_events=3):
+    "The batch with so many more sequences, DOMs and events."
+    size = size_of(batch)
+    budget = Budget(size.rows + rows, size.layer_rows + 1, size.doms + doms, size.events + n_events)
+    return pad_batch(batch, budget)
+
+
+def loss_and_gradients(model, batch, kernel):
+    "Summed loss and the gradients of all parameters."
+    model.t1.kernel = model.t2.kernel = kernel
+    loss = _batch_loss(model.vector(batch), batch)
+    return loss.detach(), torch.autograd.grad(loss, list(model.parameters()))
+
+
+@pytest.mark.parametrize("pool", [None, MeanPool])
+def test_padding_changes_nothing(batch, pool):
+    "Vectors, loss and gradients, against the path without padding, in float64."
+    torch.manual_seed(0)
+    model = HierarchicalTransformer(SMALL, pool=pool).double()
+    padded = padded_by(batch)
+    expected, found = model.vector(batch), model.vector(padded)
+    assert torch.allclose(found[:len(expected)], expected, rtol=1e-9, atol=1e-9)
+    loss, gradients = loss_and_gradients(model, batch, "grouped")
+    padded_loss, padded_gradients = loss_and_gradients(model, padded, "dense")
+    assert abs(loss - padded_loss) < 1e-8 * abs(loss)
+    for a, b in zip(gradients, padded_gradients, strict=True):
+        assert (a - b).norm() <= 1e-8 * a.norm() + 1e-12
+
+
+def test_contents_of_the_padding_do_not_matter(batch, model):
+    "Other pulses, features and sensors there: the same vectors and gradients bit for bit."
+    padded = padded_by(batch)
+    other = copy.deepcopy(padded)
+    m, doms, cells = other["metadata"], ~other["metadata"]["real_doms"], ~other["dom_mask"]
+    other["packed_sequences"][cells] = torch.rand(int(cells.sum()), 4) * 9_000
+    m["dom_features"][doms] = torch.rand(int(doms.sum()), 3) * 9_000 + 1
+    m["sensor_ids"][doms] = torch.randint(0, 5_160, (int(doms.sum()),))
+    m["targets"][~m["real_events"]] = 1.
+    (loss, gradients), (other_loss, others) = (loss_and_gradients(model, b, "dense") for b in (padded, other))
+    assert torch.equal(loss, other_loss)
+    assert all(map(torch.equal, gradients, others))
+
+
+def test_batches_that_do_not_fit_are_refused(events, batch):
+    size = size_of(batch)
+    with pytest.raises(ValueError, match="does not fit"): pad_batch(batch, size)
+    part = next(split_batch(collate_dom_packing(events, 16), 1))
+    with pytest.raises(ValueError, match="parts of events"): padded_by(part)
+
+
+def test_every_batch_fits_one_of_three_sizes():
+    "The sizes hold every batch of the sample, are ascending, and pad less than one size for all."
+    rng = np.random.default_rng(0)
+    rows = rng.lognormal(3, 0.7, 200).astype(int) + 1
+    sizes = [Budget(int(n), int(n) // 2 + 1, int(n) * 300, 64) for n in rows]
+    budgets = choose_budgets(sizes)
+    assert 1 < len(budgets) <= 3 and all(b.holds(a) for a, b in zip(sizes, [budgets[-1]] * 200, strict=True))
+    padded = sum(min(b.rows for b in budgets if b.holds(s)) for s in sizes)
+    assert padded < 0.6 * 200 * budgets[-1].rows
+    assert padded < 1.9 * rows.sum()
+
+
+def device_step(model, n_events, average=None, **options):
+    "A step of a model on batches of so many events, and the moving average."
+    average = average or copy.deepcopy(model)
+    def loss(batch): return _batch_loss(model.vector(batch), batch)
+    optimizer = MuonAdamW(model, 1e-3)
+    return DeviceStep(model, average, optimizer, loss, n_events, 1., **options), average, optimizer
+
+
+def masked_attention(q, k, v, block_mask):
+    "What FlexAttention does, from the mask function: it cannot run on fake tensors, or backward on a CPU."
+    query, key = torch.meshgrid(torch.arange(q.shape[2]), torch.arange(q.shape[2]), indexing="ij")
+    mask = torch.stack([block_mask.mask_mod(b, 0, query, key) for b in range(len(q))])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None])
+
+
+def fake_step(batch, pad):
+    "A step on fake tensors, which hold no data; `pad` makes the batch of fixed size, or not."
+    batch = padded_by(batch) if pad else batch
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode, \
+            mock.patch.object(attention, "flex_attention", masked_attention):
+        def fake(x): return mode.from_tensor(x) if isinstance(x, torch.Tensor) else x
+        model = HierarchicalTransformer(SMALL)
+        model.t1.kernel = model.t2.kernel = "flex"
+        fakes = {k: fake(v) for k, v in batch.items() if k != "metadata"}
+        fakes["metadata"] = {k: fake(v) for k, v in batch["metadata"].items()}
+        step, _, _ = device_step(model, 8, HierarchicalTransformer(SMALL))
+        step(1e-3, 1e-3, fakes)
+        return step.results
+
+
+def test_no_host_read_in_a_whole_step(batch):
+    "Forward, loss, backward, clipping, guard, optimisers and average, with masks of FlexAttention."
+    result, = fake_step(batch, pad=True)
+    assert result.shape == (2,)
+    with pytest.raises(DataDependentOutputException): result.tolist()
+
+
+def test_fake_tensors_find_host_reads(batch):
+    "The same on a batch without padding, which the step must count."
+    found = DataDependentOutputException, DynamicOutputShapeException
+    with pytest.raises(found): fake_step(batch, pad=False)
+
+
+def test_path_of_cuda_compiles_without_a_break(batch, model):
+    "FlexAttention in the graph, forward and backward; `fullgraph` turns any break into an error."
+    model.t1.kernel = model.t2.kernel = "flex"
+    torch._dynamo.reset()
+    plain, _, _ = device_step(copy.deepcopy(model), 8)
+    with mock.patch.object(flex, "_validate_device", lambda q, k, v: None):       # refuses CPUs
+        step, _, _ = device_step(model, 8, backend="aot_eager")
+        torch._dynamo.utils.counters.clear()
+        for _ in range(2): step(1e-3, 1e-3, padded_by(batch))
+    losses = step.read()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2        # loss and update
+    assert not torch._dynamo.utils.counters["graph_break"]
+    expected, _, _ = device_step(new_model("dense"), 8)
+    for _ in range(2): expected(1e-3, 1e-3, padded_by(batch))
+    assert np.allclose(losses, expected.read(), rtol=1e-5)
+
+
+def new_model(kernel="dense", settings=SMALL):
+    torch.manual_seed(0)
+    model = HierarchicalTransformer(settings)
+    model.t1.kernel = model.t2.kernel = kernel
+    return model
+
+
+def test_operations_of_a_step_are_bounded(batch):
+    "The preset `small`, counted without a compiler: a plain step takes 2,100, and waits 53 times."
+    step, _, _ = device_step(new_model(settings="small"), 8)
+    padded = padded_by(batch)
+    with OperationCounter() as counter: step(1e-3, 1e-3, padded)
+    assert not counter.host_reads
+    assert counter.operations.total() < 1_600
+
+
+def test_twenty_steps_compiled_and_eager(events):
+    "The same losses and weights, on two sizes of batch that take turns; no graph beyond one for each."
+    torch._dynamo.reset()
+    batches = [padded_by(collate_dom_packing(some, 128)) for some in (events, events[:5])]
+    found = []
+    for backend in (None, "aot_eager"):
+        model = new_model()
+        step, average, _ = device_step(model, 8, backend=backend)
+        torch._dynamo.utils.counters.clear()
+        for i in range(20): step(3e-3, 0.1, batches[i % 2])
+        found.append((step.read(), [*model.parameters(), *average.parameters()]))
+    (eager, weights), (compiled, others) = found
+    assert np.allclose(eager, compiled, rtol=1e-5) and eager[-2] < eager[0]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
+    for a, b in zip(weights, others, strict=True): assert torch.allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(batch):
+    "Weights, average and state of the optimisers stay bit for bit; the next step counts again."
+    model = new_model()
+    step, average, optimizer = device_step(model, 8)
+    good, bad = padded_by(batch), padded_by(batch)
+    bad["metadata"]["targets"][2] = math.nan
+    step(1e-3, 0.1, good)
+    def everything():
+        states = [s for part in (optimizer.muon, optimizer.adamw) for s in part.state.values()]
+        tensors = [*model.parameters(), *average.parameters(), *(x for s in states for x in s.values())]
+        return [x.detach().clone() for x in tensors]
+    before = everything()
+    step(1e-3, 0.1, bad)
+    assert all(map(torch.equal, before, everything()))
+    step(1e-3, 0.1, good)
+    losses = step.read()
+    assert losses[1] is None and losses[0] > losses[2] and step.read() == []
+
+
+def test_optimisers_are_those_of_torch(model):
+    "Ten updates from random gradients; Muon works in bfloat16. The state can be exchanged."
+    other = copy.deepcopy(model)
+    step, average, optimizer = device_step(model, 1)
+    plain, other_average = MuonAdamW(other, 1e-3), copy.deepcopy(other)
+    generator = torch.Generator().manual_seed(0)
+    for i in range(10):
+        if i == 5: plain.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        gradients = [torch.randn(p.shape, generator=generator) for p in model.parameters()]
+        for p, q, g in zip(model.parameters(), other.parameters(), gradients, strict=True):
+            p.grad, q.grad = g.clone(), g.clone()
+        norm = torch.nn.utils.clip_grad_norm_(other.parameters(), 1.)
+        assert norm > 1
+        for group in plain.param_groups: group["lr"] = 1e-3 * group["share"]
+        plain.step()
+        _update_average(other_average, other, 10_000, 0.9)
+        step.lr.fill_(1e-3)
+        step.weight.fill_(0.1)
+        step.from_gradients()
+    matrices = {id(p) for group in optimizer.muon.param_groups for p in group["params"]}
+    for m, o in ((model, other), (average, other_average)):
+        for p, q, own in zip(m.parameters(), o.parameters(), model.parameters(), strict=True):
+            assert torch.allclose(p, q, rtol=1e-5, atol=2e-4 if id(own) in matrices else 1e-6)
