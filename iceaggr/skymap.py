@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SkyMap', 'rotation_to_detector', 'sky_maps', 'sky_map', 'write_map', 'read_map', 'contours', 'plot_map']
 
-# %% ../nbs/02b_sky_maps.ipynb #4f78ee8f
+# %% ../nbs/02b_sky_maps.ipynb #98f69ae0
 import gzip
 import warnings
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from . import sky
 from .common import DataError, atomic_write, display_library, refuse_special
 from .style import BLACK, GREY, PALETTE, SKY, new_figure
 
-# %% ../nbs/02b_sky_maps.ipynb #620ab2e6
+# %% ../nbs/02b_sky_maps.ipynb #6fcab003
 def _healpix():
     "The library of the pixels; ModuleNotFoundError says what to install."
     try:
@@ -40,7 +40,7 @@ def _area(
     "Area of a pixel."
     return np.pi / 3 / 4.0 ** order
 
-# %% ../nbs/02b_sky_maps.ipynb #51a1c587
+# %% ../nbs/02b_sky_maps.ipynb #db6cb6af
 _FINEST = 29     # largest order whose numbers fit int64
 _WHOLE = 12 * 4 ** _FINEST
 
@@ -63,7 +63,7 @@ def _check_cover(uniq):
     if (np.append(0, last) != np.append(first[by_place], _WHOLE)).any():
         raise ValueError("the pixels (UNIQ) do not cover the sphere exactly once")
 
-# %% ../nbs/02b_sky_maps.ipynb #cf35efdc
+# %% ../nbs/02b_sky_maps.ipynb #401c33bb
 def _angles(
     frame, # "icrs" or "detector"
     vectors, # (..., 3)
@@ -80,7 +80,7 @@ def _vectors(frame, lon, lat): # the inverse: (...), (...) -> (..., 3)
     latitude = lat if frame == "icrs" else np.pi / 2 - lat
     return np.stack([np.cos(latitude) * np.cos(lon), np.cos(latitude) * np.sin(lon), np.sin(latitude)], -1)
 
-# %% ../nbs/02b_sky_maps.ipynb #056042e5
+# %% ../nbs/02b_sky_maps.ipynb #224f13ff
 @dataclass(eq=False)
 class SkyMap:
     "Probability density on the sphere, in pixels of several orders."
@@ -149,7 +149,7 @@ class SkyMap:
     @classmethod
     def read(cls, path): return read_map(path)
 
-# %% ../nbs/02b_sky_maps.ipynb #4c424a41
+# %% ../nbs/02b_sky_maps.ipynb #951416d2
 _SQUARE_DEGREES = np.degrees(1) ** 2     # in a steradian
 
 def _checked_level(level):
@@ -174,7 +174,7 @@ def _check_map(skymap):
         raise ValueError("a density is negative or not finite")
     _check_cover(skymap.uniq)
 
-# %% ../nbs/02b_sky_maps.ipynb #cd7de3e1
+# %% ../nbs/02b_sky_maps.ipynb #2c8de909
 def _find(uniq, vectors): # (N,), (..., 3) -> (...)
     "Which pixel each direction lies in."
     first = _first_finest(uniq)
@@ -192,7 +192,7 @@ def _rasterize(skymap, order): # -> (12 * 4**order,)
         else: out.reshape(-1, 4 ** (order - k))[ipix] = density[:, None]
     return out
 
-# %% ../nbs/02b_sky_maps.ipynb #1c3e7311
+# %% ../nbs/02b_sky_maps.ipynb #10c2762c
 _COARSEST, _LAST = 3, 20     # first and last order of the pixels: 7 degrees, 0.2 arc seconds
 
 def _split(vectors, event, order, log_peaks, centers, kappas, tolerance):
@@ -209,7 +209,7 @@ def _split(vectors, event, order, log_peaks, centers, kappas, tolerance):
     out[rows] = (narrow[event] & (highest > np.log(tolerance / _area(order)))).any(1)
     return out
 
-# %% ../nbs/02b_sky_maps.ipynb #0c48e3d6
+# %% ../nbs/02b_sky_maps.ipynb #940681ba
 def _refine(density, log_peaks, centers, kappas, rotations, tolerance):
     "Pixels of B maps: event (N,), NUNIQ (N,), density (N,); sorted by event, then by number."
     n_events, n_coarse = len(kappas), 12 * 4 ** _COARSEST
@@ -240,7 +240,7 @@ def _rotate(vectors, rotations, event): # (N, 3), (B, 3, 3), (N,) -> (N, 3)
     if rotations is None: return vectors
     return (rotations[event] @ vectors[:, :, None])[:, :, 0]
 
-# %% ../nbs/02b_sky_maps.ipynb #b8b18003
+# %% ../nbs/02b_sky_maps.ipynb #e1a94090
 def rotation_to_detector(
     mjd, # (B,) or one: modified Julian date, UTC
 ) -> np.ndarray: # (B, 3, 3) or (3, 3): detector vector = rotation @ ICRS vector
@@ -252,7 +252,7 @@ def rotation_to_detector(
     u, _, v = np.linalg.svd(columns)                               # the nearest rotation
     return u @ v
 
-# %% ../nbs/02b_sky_maps.ipynb #83683d84
+# %% ../nbs/02b_sky_maps.ipynb #3acb666b
 def sky_maps(
     log_density, # callable: (N, 3) detector directions, (N,) event 0 to B-1 -> (N,) ln of density [1/sr]
     centers, # (B, M, 3) directions near which there is structure, of von Mises-Fisher components
@@ -285,7 +285,7 @@ def sky_map(
     def one(directions, _): return log_density(directions)
     return sky_maps(one, np.asarray(centers)[None], np.asarray(kappas)[None], mjd, [event], tolerance)[0]
 
-# %% ../nbs/02b_sky_maps.ipynb #c8acb741
+# %% ../nbs/02b_sky_maps.ipynb #73f80a78
 _AT_ONCE = 32     # events: bounds the memory
 
 def _checked_components(centers, kappas):
@@ -322,7 +322,7 @@ def _build(log_density, first, centers, kappas, mjd, names, tolerance):
 _NOT_ONE = ("event {} {}: the density integrates to {:.3g}, not 1; check its normalisation, "
             "and give the centers and kappas of all its narrow components")
 
-# %% ../nbs/02b_sky_maps.ipynb #21abfd34
+# %% ../nbs/02b_sky_maps.ipynb #5fa53c62
 _DETECTOR_COMMENTS = (
     "Detector coordinates of IceCube, not equatorial: the event has no time.",
     "Longitude of a pixel = azimuth, latitude = 90 degrees - zenith.",
@@ -351,7 +351,7 @@ def _header(skymap):
         for line in _DETECTOR_COMMENTS: header.add_comment(line)
     return header
 
-# %% ../nbs/02b_sky_maps.ipynb #5ee9886d
+# %% ../nbs/02b_sky_maps.ipynb #7b20d383
 def write_map(
     skymap:SkyMap, # to write
     path, # .fits or .fits.gz
@@ -372,7 +372,7 @@ def write_map(
         else:
             with gzip.open(part, "wb", compresslevel=4) as file: hdus.writeto(file, output_verify="ignore")
 
-# %% ../nbs/02b_sky_maps.ipynb #5114867b
+# %% ../nbs/02b_sky_maps.ipynb #a650c044
 def read_map(
     path, # of a multi-order FITS file
 ) -> SkyMap:
@@ -383,21 +383,24 @@ def read_map(
     if not Path(path).exists(): raise FileNotFoundError(f"{path}: no such file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")                  # a truncated file is no map
+            warnings.filterwarnings("error", ".*truncated")
             with fits.open(path, memmap=False) as hdus: header, columns = _table(hdus)
-        return SkyMap(*columns, *_facts(header))
-    except (OSError, KeyError, ValueError, TypeError, EOFError, Warning) as e:
+        skymap = SkyMap(*columns, *_facts(header))
+        if abs(skymap.integral() - 1) > 0.01: raise ValueError(f"its integral is {skymap.integral():.3g}, not 1")
+        return skymap
+    except (ModuleNotFoundError, PermissionError): raise
+    except Exception as e:                                  # astropy has many ways to say it
         raise DataError(f"{path}: is not a multi-order sky map: {_reason(e)}; "
                         "give a FITS file with the columns UNIQ and PROBDENSITY") from e
 
-# %% ../nbs/02b_sky_maps.ipynb #18e8c715
+# %% ../nbs/02b_sky_maps.ipynb #fce54880
 def _reason(error): # of an exception
     return f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
 
 def _table(hdus):
     "Header and columns of the first extension."
     if len(hdus) < 2 or getattr(hdus[1], "columns", None) is None: raise ValueError("it has no table")
-    header, columns = hdus[1].header, {c.name.upper() for c in hdus[1].columns}
+    header, columns = hdus[1].header, {str(c.name).upper() for c in hdus[1].columns}
     if header.get("ORDERING") != "NUNIQ": raise ValueError(f"ORDERING is {header.get('ORDERING')}, not NUNIQ")
     missing = [c for c in ("UNIQ", "PROBDENSITY") if c not in columns]
     if missing: raise ValueError(f"column {', '.join(missing)} is missing")
@@ -412,7 +415,7 @@ def _facts(header):
     mjd = header.get("MJD-OBS")
     return frames[system], None if mjd is None else float(mjd), str(header.get("OBJECT", ""))
 
-# %% ../nbs/02b_sky_maps.ipynb #aafd8a7d
+# %% ../nbs/02b_sky_maps.ipynb #1dbc47d8
 def contours(
     skymap:SkyMap, # of one event
     level:float=0.9, # probability within
@@ -428,7 +431,7 @@ def contours(
     lines = figure.Figure().add_subplot().tricontour(triangulation.Triangulation(x, y), height, [0.0])
     return [_back(line, basis, skymap.frame) for line in lines.get_paths()[0].to_polygons(closed_only=False)]
 
-# %% ../nbs/02b_sky_maps.ipynb #0b7f4784
+# %% ../nbs/02b_sky_maps.ipynb #d976a910
 def _basis(center): # (3,) -> (3, 3)
     "Rows: east, north and outward at a direction."
     lon = np.arctan2(center[1], center[0])
@@ -446,7 +449,7 @@ def _back(line, basis, frame): # (n, 2) in the plane
     local = np.concatenate([2 * line, 1 - square], axis=1) / (1 + square)
     return np.degrees(np.stack(_angles(frame, local @ basis), axis=1))
 
-# %% ../nbs/02b_sky_maps.ipynb #c3a4facb
+# %% ../nbs/02b_sky_maps.ipynb #94923d59
 def plot_map(
     skymap:SkyMap, # of one event
     levels=(0.5, 0.9), # of the contours
@@ -465,7 +468,8 @@ def plot_map(
         raise ValueError("the whole sky needs axes made with projection='mollweide'; or give a radius")
     place = _whole_sky(ax, skymap) if whole else _zoom(ax, skymap, center, radius)
     for level, colour in zip(levels, PALETTE, strict=False):
-        label = f"{100 * level:g} %: {skymap.area(level):,.3g} deg²"
+        area = skymap.area(level)
+        label = f"{100 * level:g} %: {area:,.0f} deg²" if area >= 100 else f"{100 * level:g} %: {area:.3g} deg²"
         for line in contours(skymap, level):
             ax.plot(*place(line), color=colour, label=label, lw=1.2)
             label = None
@@ -474,7 +478,7 @@ def plot_map(
     ax.legend(loc="upper right", bbox_to_anchor=(1.12, 1.1) if whole else None)
     return ax
 
-# %% ../nbs/02b_sky_maps.ipynb #6471d4e3
+# %% ../nbs/02b_sky_maps.ipynb #94c14989
 def _colours():
     return display_library("matplotlib.colors").LinearSegmentedColormap.from_list("sky", ["white", SKY])
 
@@ -493,6 +497,7 @@ def _whole_sky(ax, skymap):
     ticks, rows = np.arange(-120, 121, 60), np.arange(-60, 61, 30)
     ax.set_xticks(np.radians(ticks), [f"{180 - t}°" for t in ticks], color=GREY)
     ax.set_yticks(np.radians(rows), [f"{t if skymap.frame == 'icrs' else 90 - t}°" for t in rows])
+    ax.set_longitude_grid_ends(90)
     ax.grid(color=GREY, lw=0.3)
     ax.set(xlabel=f"{_names(skymap.frame)[0]} (along), {_names(skymap.frame)[1]} (up)")
 
@@ -503,7 +508,7 @@ def _whole_sky(ax, skymap):
         return np.where(torn, np.nan, x), lat if skymap.frame == "icrs" else np.pi / 2 - lat
     return place
 
-# %% ../nbs/02b_sky_maps.ipynb #192fa2c4
+# %% ../nbs/02b_sky_maps.ipynb #369d6d6b
 def _zoom(ax, skymap, center, radius):
     "Draw the density on the tangent plane; returns what places (n, 2) angles [degrees] on it."
     lon, lat = skymap.peak() if center is None else np.radians(center)
@@ -514,7 +519,8 @@ def _zoom(ax, skymap, center, radius):
     rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
     ax.pcolormesh(x, y, _at(skymap, rays), cmap=_colours(), rasterized=True)
     first, second = (np.degrees(a) for a in _angles(skymap.frame, rays))
-    first = np.degrees(lon) + (first - np.degrees(lon) + 180) % 360 - 180
+    apart = (first - np.degrees(lon) + 180) % 360 - 180
+    first = np.where(np.abs(apart) < 165, np.degrees(lon) + apart, np.nan)       # beyond a pole in view: no lines
     _graticule(ax, side, first, second, _names(skymap.frame))
     ax.set(xlim=(half, -half), ylim=(-half, half), aspect="equal")
 
@@ -528,14 +534,11 @@ def _graticule(ax, side, first, second, names):
     locator = display_library("matplotlib.ticker").MaxNLocator
     edges = first[0], second[:, 0]
     for angle, edge, name, axis in zip((first, second), edges, names, (ax.xaxis, ax.yaxis), strict=True):
-        values = locator(5).tick_values(angle.min(), angle.max())
-        torn = np.ptp(angle) > 300                                       # a pole is in view
-        smooth = np.where(np.abs(angle - angle.mean()) > 170, np.nan, angle) if torn else angle
-        ax.contour(side, side, smooth, values, colors=GREY, linewidths=0.4)
-        up = np.diff(edge) > 0
-        if not (up.all() or not up.any()): values, edge = np.array([]), np.array([0., 1.])
-        ordered = np.argsort(edge)
+        values = locator(5, steps=[1, 2, 5, 10]).tick_values(np.nanmin(angle), np.nanmax(angle))
+        ax.contour(side, side, angle, values, colors=GREY, linewidths=0.4)
+        steps, order = np.diff(edge), np.argsort(edge)
         inside = values[(values >= edge.min()) & (values <= edge.max())]
-        at = np.interp(inside, edge[ordered], side[ordered[:len(edge)]])
+        if not ((steps > 0).all() or (steps < 0).all()): inside = np.array([])       # the edge turns around a pole
+        at = np.interp(inside, edge[order], side[order])
         axis.set_ticks(at, [f"{v % 360:g}" if axis is ax.xaxis else f"{v:g}" for v in inside])
         axis.set_label_text(f"{name} [degrees]")
