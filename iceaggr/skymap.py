@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SkyMap', 'rotation_to_detector', 'sky_maps', 'sky_map', 'write_map', 'read_map', 'contours', 'plot_map']
 
-# %% ../nbs/02b_sky_maps.ipynb #98f69ae0
+# %% ../nbs/02b_sky_maps.ipynb #e85950d0
 import gzip
 import warnings
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from . import sky
 from .common import DataError, atomic_write, display_library, refuse_special
 from .style import BLACK, GREY, PALETTE, SKY, new_figure
 
-# %% ../nbs/02b_sky_maps.ipynb #6fcab003
+# %% ../nbs/02b_sky_maps.ipynb #dbbf7214
 def _healpix():
     "The library of the pixels; ModuleNotFoundError says what to install."
     try:
@@ -40,7 +40,7 @@ def _area(
     "Area of a pixel."
     return np.pi / 3 / 4.0 ** order
 
-# %% ../nbs/02b_sky_maps.ipynb #db6cb6af
+# %% ../nbs/02b_sky_maps.ipynb #4a8a0aa5
 _FINEST = 29     # largest order whose numbers fit int64
 _WHOLE = 12 * 4 ** _FINEST
 
@@ -63,7 +63,7 @@ def _check_cover(uniq):
     if (np.append(0, last) != np.append(first[by_place], _WHOLE)).any():
         raise ValueError("the pixels (UNIQ) do not cover the sphere exactly once")
 
-# %% ../nbs/02b_sky_maps.ipynb #401c33bb
+# %% ../nbs/02b_sky_maps.ipynb #37195bad
 def _angles(
     frame, # "icrs" or "detector"
     vectors, # (..., 3)
@@ -80,7 +80,7 @@ def _vectors(frame, lon, lat): # the inverse: (...), (...) -> (..., 3)
     latitude = lat if frame == "icrs" else np.pi / 2 - lat
     return np.stack([np.cos(latitude) * np.cos(lon), np.cos(latitude) * np.sin(lon), np.sin(latitude)], -1)
 
-# %% ../nbs/02b_sky_maps.ipynb #224f13ff
+# %% ../nbs/02b_sky_maps.ipynb #3ca3cd04
 @dataclass(eq=False)
 class SkyMap:
     "Probability density on the sphere, in pixels of several orders."
@@ -149,7 +149,7 @@ class SkyMap:
     @classmethod
     def read(cls, path): return read_map(path)
 
-# %% ../nbs/02b_sky_maps.ipynb #951416d2
+# %% ../nbs/02b_sky_maps.ipynb #0d81f4a7
 _SQUARE_DEGREES = np.degrees(1) ** 2     # in a steradian
 
 def _checked_level(level):
@@ -174,7 +174,7 @@ def _check_map(skymap):
         raise ValueError("a density is negative or not finite")
     _check_cover(skymap.uniq)
 
-# %% ../nbs/02b_sky_maps.ipynb #2c8de909
+# %% ../nbs/02b_sky_maps.ipynb #aee4c192
 def _find(uniq, vectors): # (N,), (..., 3) -> (...)
     "Which pixel each direction lies in."
     first = _first_finest(uniq)
@@ -192,7 +192,7 @@ def _rasterize(skymap, order): # -> (12 * 4**order,)
         else: out.reshape(-1, 4 ** (order - k))[ipix] = density[:, None]
     return out
 
-# %% ../nbs/02b_sky_maps.ipynb #10c2762c
+# %% ../nbs/02b_sky_maps.ipynb #8919b2a5
 _COARSEST, _LAST = 3, 20     # first and last order of the pixels: 7 degrees, 0.2 arc seconds
 
 def _split(vectors, event, order, log_peaks, centers, kappas, tolerance):
@@ -209,7 +209,7 @@ def _split(vectors, event, order, log_peaks, centers, kappas, tolerance):
     out[rows] = (narrow[event] & (highest > np.log(tolerance / _area(order)))).any(1)
     return out
 
-# %% ../nbs/02b_sky_maps.ipynb #940681ba
+# %% ../nbs/02b_sky_maps.ipynb #0aca9f28
 def _refine(density, log_peaks, centers, kappas, rotations, tolerance):
     "Pixels of B maps: event (N,), NUNIQ (N,), density (N,); sorted by event, then by number."
     n_events, n_coarse = len(kappas), 12 * 4 ** _COARSEST
@@ -240,7 +240,7 @@ def _rotate(vectors, rotations, event): # (N, 3), (B, 3, 3), (N,) -> (N, 3)
     if rotations is None: return vectors
     return (rotations[event] @ vectors[:, :, None])[:, :, 0]
 
-# %% ../nbs/02b_sky_maps.ipynb #e1a94090
+# %% ../nbs/02b_sky_maps.ipynb #3c63d62f
 def rotation_to_detector(
     mjd, # (B,) or one: modified Julian date, UTC
 ) -> np.ndarray: # (B, 3, 3) or (3, 3): detector vector = rotation @ ICRS vector
@@ -252,7 +252,7 @@ def rotation_to_detector(
     u, _, v = np.linalg.svd(columns)                               # the nearest rotation
     return u @ v
 
-# %% ../nbs/02b_sky_maps.ipynb #3acb666b
+# %% ../nbs/02b_sky_maps.ipynb #5b0be2a8
 def sky_maps(
     log_density, # callable: (N, 3) detector directions, (N,) event 0 to B-1 -> (N,) ln of density [1/sr]
     centers, # (B, M, 3) directions near which there is structure, of von Mises-Fisher components
@@ -285,7 +285,7 @@ def sky_map(
     def one(directions, _): return log_density(directions)
     return sky_maps(one, np.asarray(centers)[None], np.asarray(kappas)[None], mjd, [event], tolerance)[0]
 
-# %% ../nbs/02b_sky_maps.ipynb #73f80a78
+# %% ../nbs/02b_sky_maps.ipynb #d5a3f7f2
 _AT_ONCE = 32     # events: bounds the memory
 
 def _checked_components(centers, kappas):
@@ -302,10 +302,16 @@ def _checked_components(centers, kappas):
 
 def _build(log_density, first, centers, kappas, mjd, names, tolerance):
     "Maps of a few events, the first of which has a number."
-    def density(vectors, event): return np.exp(log_density(vectors, event + first))
+    def density(vectors, event):
+        values = np.asarray(log_density(vectors, event + first), dtype=np.float64)
+        if values.shape == event.shape: return np.exp(values)
+        raise ValueError(f"log_density gave shape {values.shape} for {len(event)} directions; "
+                         "return one value per direction")
+
     n_events, n_components = kappas.shape
     each = np.repeat(np.arange(n_events), n_components)
-    log_peaks = np.asarray(log_density(centers.reshape(-1, 3), each + first)).reshape(kappas.shape)
+    with np.errstate(divide="ignore"):
+        log_peaks = np.log(density(centers.reshape(-1, 3), each)).reshape(kappas.shape)
     known = np.isfinite(mjd)
     rotations = np.tile(np.eye(3), (n_events, 1, 1)) if known.any() else None
     if known.any(): rotations[known] = rotation_to_detector(mjd[known])
@@ -322,9 +328,9 @@ def _build(log_density, first, centers, kappas, mjd, names, tolerance):
 _NOT_ONE = ("event {} {}: the density integrates to {:.3g}, not 1; check its normalisation, "
             "and give the centers and kappas of all its narrow components")
 
-# %% ../nbs/02b_sky_maps.ipynb #5fa53c62
+# %% ../nbs/02b_sky_maps.ipynb #344fadb7
 _DETECTOR_COMMENTS = (
-    "Detector coordinates of IceCube, not equatorial: the event has no time.",
+    "Detector coordinates of IceCube, not equatorial.",
     "Longitude of a pixel = azimuth, latitude = 90 degrees - zenith.",
     "They point to the origin of the neutrino; azimuth is counted",
     "counterclockwise from grid east (x), zenith from the vertical (z).")
@@ -351,7 +357,7 @@ def _header(skymap):
         for line in _DETECTOR_COMMENTS: header.add_comment(line)
     return header
 
-# %% ../nbs/02b_sky_maps.ipynb #7b20d383
+# %% ../nbs/02b_sky_maps.ipynb #224c5fad
 def write_map(
     skymap:SkyMap, # to write
     path, # .fits or .fits.gz
@@ -372,7 +378,7 @@ def write_map(
         else:
             with gzip.open(part, "wb", compresslevel=4) as file: hdus.writeto(file, output_verify="ignore")
 
-# %% ../nbs/02b_sky_maps.ipynb #a650c044
+# %% ../nbs/02b_sky_maps.ipynb #3610c0ea
 def read_map(
     path, # of a multi-order FITS file
 ) -> SkyMap:
@@ -393,7 +399,7 @@ def read_map(
         raise DataError(f"{path}: is not a multi-order sky map: {_reason(e)}; "
                         "give a FITS file with the columns UNIQ and PROBDENSITY") from e
 
-# %% ../nbs/02b_sky_maps.ipynb #fce54880
+# %% ../nbs/02b_sky_maps.ipynb #f7437578
 def _reason(error): # of an exception
     return f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
 
@@ -415,7 +421,7 @@ def _facts(header):
     mjd = header.get("MJD-OBS")
     return frames[system], None if mjd is None else float(mjd), str(header.get("OBJECT", ""))
 
-# %% ../nbs/02b_sky_maps.ipynb #1dbc47d8
+# %% ../nbs/02b_sky_maps.ipynb #cdc59827
 def contours(
     skymap:SkyMap, # of one event
     level:float=0.9, # probability within
@@ -431,7 +437,7 @@ def contours(
     lines = figure.Figure().add_subplot().tricontour(triangulation.Triangulation(x, y), height, [0.0])
     return [_back(line, basis, skymap.frame) for line in lines.get_paths()[0].to_polygons(closed_only=False)]
 
-# %% ../nbs/02b_sky_maps.ipynb #d976a910
+# %% ../nbs/02b_sky_maps.ipynb #b7c93d0d
 def _basis(center): # (3,) -> (3, 3)
     "Rows: east, north and outward at a direction."
     lon = np.arctan2(center[1], center[0])
@@ -449,7 +455,7 @@ def _back(line, basis, frame): # (n, 2) in the plane
     local = np.concatenate([2 * line, 1 - square], axis=1) / (1 + square)
     return np.degrees(np.stack(_angles(frame, local @ basis), axis=1))
 
-# %% ../nbs/02b_sky_maps.ipynb #94923d59
+# %% ../nbs/02b_sky_maps.ipynb #b764b60f
 def plot_map(
     skymap:SkyMap, # of one event
     levels=(0.5, 0.9), # of the contours
@@ -478,7 +484,7 @@ def plot_map(
     ax.legend(loc="upper right", bbox_to_anchor=(1.12, 1.1) if whole else None)
     return ax
 
-# %% ../nbs/02b_sky_maps.ipynb #94c14989
+# %% ../nbs/02b_sky_maps.ipynb #5828e93f
 def _colours():
     return display_library("matplotlib.colors").LinearSegmentedColormap.from_list("sky", ["white", SKY])
 
@@ -508,7 +514,7 @@ def _whole_sky(ax, skymap):
         return np.where(torn, np.nan, x), lat if skymap.frame == "icrs" else np.pi / 2 - lat
     return place
 
-# %% ../nbs/02b_sky_maps.ipynb #369d6d6b
+# %% ../nbs/02b_sky_maps.ipynb #2c8fea19
 def _zoom(ax, skymap, center, radius):
     "Draw the density on the tangent plane; returns what places (n, 2) angles [degrees] on it."
     lon, lat = skymap.peak() if center is None else np.radians(center)

@@ -1,5 +1,6 @@
 """Sky maps: against closed forms and uniform grids, as files for other programs, and what bad input does."""
 import gzip
+import importlib.util
 import sys
 
 import numpy as np
@@ -45,13 +46,13 @@ def exact_area(kappa, level):
 
 
 def three_modes(seed=1):
-    centers = random_directions(3, seed)
-    return mixture(np.array([0.6, 0.3, 0.1]), centers, np.array([2000.0, 30.0, 300.0])), centers, [2000, 30, 300]
+    centers, kappas = random_directions(3, seed), np.array([2000.0, 30.0, 300.0])
+    return mixture(np.array([0.6, 0.3, 0.1]), centers, kappas), centers, kappas
 
 
 @pytest.mark.parametrize("kappa", KAPPAS)
 def test_closed_form(kappa):
-    "Integral, areas and peak, before and after the normalisation."
+    "Integral, areas, values and peak."
     for center in random_directions(12):
         density, centers, kappas = single(center, kappa)
         found = sky_map(density, centers, kappas)
@@ -107,17 +108,16 @@ def test_batch_is_the_events_one_by_one():
 
 def test_credible_level_of_samples():
     "Directions drawn from the density: their credible levels are uniform, and regions hold their level."
+    import torch
     from scipy.stats import kstest
 
     from iceaggr.direction import vmf_sample
-    import torch
 
     centers, kappas = random_directions(2, 6), np.array([200.0, 5000.0])
     found = sky_map(mixture(np.array([0.5, 0.5]), centers, kappas), centers, kappas)
     generator = torch.Generator().manual_seed(0)
-    mu = torch.tensor(centers).repeat(2000, 1)
-    drawn = vmf_sample(mu, torch.tensor(kappas).repeat(2000), generator=generator).numpy()
-    angles = skymap._angles("detector", drawn)
+    drawn = vmf_sample(torch.tensor(centers), torch.tensor(kappas), 2000, generator).numpy()
+    angles = skymap._angles("detector", drawn.reshape(-1, 3))
     assert kstest(found.credible_level(*angles), "uniform").pvalue > 0.01
     for level in (0.5, 0.9): assert found.contains(*angles, level).mean() == pytest.approx(level, abs=0.03)
     held = (found.density * found.pixel_area)[found.region(0.9)].sum()
@@ -174,6 +174,7 @@ def test_file_is_exact(written):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_without_a_time(tmp_path):
     "A map in detector coordinates says so, and nobody takes it for the sky."
     from astropy.io import fits
@@ -185,15 +186,11 @@ def test_without_a_time(tmp_path):
     assert "not equatorial" in str(header["COMMENT"]) and "90 degrees - zenith" in str(header["COMMENT"])
     back = SkyMap.read(path)
     assert back.frame == "detector" and back.mjd is None
-    if "ligo.skymap" in sys.modules or _has("ligo.skymap"):
-        from ligo.skymap.io.fits import read_sky_map
-        with pytest.raises(ValueError, match="equatorial"): read_sky_map(str(path), moc=True)
-
-
-def _has(name):
-    try: __import__(name)
-    except ImportError: return False
-    return True
+    if importlib.util.find_spec("mhealpy"):
+        import mhealpy
+        with pytest.raises(ValueError, match="frame"): mhealpy.HealpixMap.read_map(str(path))
+    with pytest.raises(ValueError, match="equatorial"):
+        pytest.importorskip("ligo.skymap.io.fits").read_sky_map(str(path), moc=True)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -278,15 +275,16 @@ def bad_files():
 
     def cut(path): path.write_bytes(path.read_bytes()[:-9000])
 
-    return {"no FITS": (lambda path: path.write_text("nothing"), "SIMPLE|not"), "empty": (lambda path:
-            path.write_bytes(b""), "mpty"), "truncated": (cut, "truncated"),
+    return {"no FITS": (lambda path: path.write_text("nothing"), "SIMPLE"),
+            "empty": (lambda path: path.write_bytes(b""), "mpty"), "truncated": (cut, "truncated"),
             "no table": (lambda path: fits.PrimaryHDU().writeto(path, overwrite=True), "no table"),
             "no UNIQ": (without("UNIQ"), "UNIQ is missing"),
             "no density": (without("PROBDENSITY"), "PROBDENSITY is missing"),
             "one order": (keyword("ORDERING", "NESTED"), "ORDERING is NESTED"),
             "galactic": (keyword("COORDSYS", "G"), "COORDSYS is G"),
             "twice": (values("UNIQ", 1, 256), "exactly once"), "a hole": (shorter, "exactly once"),
-            "number": (values("UNIQ", 0, 3), "below 4"), "large": (values("UNIQ", -1, 2 ** 62 + 1), "once|large"),
+            "number": (values("UNIQ", 0, 3), "below 4"),
+            "large": (values("UNIQ", -1, 2 ** 62 + 1), "large"),
             "nan": (values("PROBDENSITY", 3, np.nan), "not finite"),
             "negative": (values("PROBDENSITY", 3, -1.0), "negative"),
             "integral": (values("PROBDENSITY", 3, 1e3), "integral")}
@@ -302,6 +300,7 @@ def test_bad_files(tmp_path, case):
     assert str(path) in str(e.value)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_damaged_bytes(tmp_path):
     "Whatever bytes of the headers or of a compressed file change: a map or a DataError."
     rng, path = np.random.default_rng(0), tmp_path / "map.fits.gz"
@@ -346,16 +345,21 @@ def test_bad_input():
     with pytest.raises(ValueError, match="shape"): sky_map(density, centers[0], kappas)
     with pytest.raises(ValueError, match="kappa"): sky_map(density, centers, [np.nan])
     with pytest.raises(ValueError, match="unit vectors"): sky_map(density, 2 * centers, kappas)
-    with pytest.raises(ValueError, match="not 1"): sky_map(lambda d: density(d) + 0.1, centers, kappas, event="e7")
+    with pytest.raises(ValueError, match="not 1"): sky_map(lambda d: density(d) + 0.1, centers, kappas)
     with pytest.raises(ValueError, match="event 0 e7"):
         sky_map(lambda d: np.full(len(d), np.nan), centers, kappas, event="e7")
-    with pytest.raises(ValueError, match="names"): sky_maps(lambda d, _: density(d), centers[None], [kappas], events=[1, 2])
+    with pytest.raises(ValueError, match="names"):
+        sky_maps(lambda d, _: density(d), centers[None], [kappas], events=[1, 2])
+    with pytest.raises(ValueError, match="one value per direction"):
+        sky_map(lambda d: density(d)[:, None], centers, kappas)
     found = sky_map(density, centers, kappas)
-    for level in (0, 1, 90): 
-        for method in (found.area, found.region): pytest.raises(ValueError, method, level).match("between 0 and 1")
+    for level in (0, 1, 90):
+        for method in (found.area, found.region):
+            with pytest.raises(ValueError, match="between 0 and 1"): method(level)
     with pytest.raises(ValueError, match="not finite"): found.credible_level(np.nan, 0)
-    for wrong, message in (({"frame": "galactic"}, "frame"), ({"event": "µ"}, "ASCII"), ({"mjd": np.inf}, "mjd"),
-                           ({"density": found.density[1:]}, "shape"), ({"uniq": found.uniq + 1}, "once")):
+    cases = (({"frame": "galactic"}, "frame"), ({"event": "µ"}, "ASCII"), ({"mjd": np.inf}, "mjd"),
+             ({"density": found.density[1:]}, "shape"), ({"uniq": found.uniq + 1}, "once"))
+    for wrong, message in cases:
         facts = {"uniq": found.uniq, "density": found.density, **wrong}
         with pytest.raises(ValueError, match=message): SkyMap(**facts)
 
@@ -365,10 +369,9 @@ def test_missing_library_is_named(monkeypatch):
     with pytest.raises(ModuleNotFoundError, match=r"iceaggr\[sky\]"): sky_map(*single([0, 0, 1.0], 10.0))
 
 
-def polygon_area(line):
+def polygon_area(line, frame="detector"):
     "Area within a line on the sphere around its mean, by the triangles of its edges [square degrees]."
-    lon, lat = np.radians(line.T)
-    v = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], 1)
+    v = skymap._vectors(frame, *np.radians(line.T))
     center = v.mean(0) / np.linalg.norm(v.mean(0))
     a, b = v[:-1], v[1:]
     volume = np.linalg.det(np.stack([np.broadcast_to(center, a.shape), a, b], 1))
@@ -385,8 +388,8 @@ def test_contours_of_one_mode(center):
     for level in (0.5, 0.9):
         line, = contours(found, level)
         assert (line[0] == line[-1]).all()
-        assert polygon_area(line) == pytest.approx(found.area(level), rel=0.02)
-        assert np.abs(found.credible_level(*np.radians(line.T)) - level).max() < 0.03
+        assert polygon_area(line, "icrs") == pytest.approx(found.area(level), rel=0.02)
+        assert np.abs(found.credible_level(*np.radians(line.T)) - level).max() < 0.05
 
 
 def test_contours_of_opposite_modes_and_of_a_wide_one():
@@ -399,7 +402,7 @@ def test_contours_of_opposite_modes_and_of_a_wide_one():
     for line in lines: assert polygon_area(line) == pytest.approx(exact_area(500.0, 0.9), rel=0.03)
     wide = sky_map(*single(center, 0.5))
     line, = contours(wide)
-    assert polygon_area(line) == pytest.approx(4 * np.pi * np.degrees(1) ** 2 - wide.area(), rel=0.1)
+    assert polygon_area(line) == pytest.approx(4 * np.pi * np.degrees(1) ** 2 - wide.area(), rel=0.02)
 
 
 def test_drawing_changes_no_state():
@@ -409,9 +412,9 @@ def test_drawing_changes_no_state():
     ra, dec = np.degrees(found.peak())
     whole, zoom = plot_map(found, mark=(ra, dec)), plot_map(found, radius=3, mark=(ra, dec))
     polar = plot_map(sky_map(*single([0, 0.01, 1.0] / np.hypot(1, 0.01), 500.0)), radius=10)
-    for ax in (whole, zoom, polar):
-        ax.figure.canvas.draw()
-        assert f"90 %: {found.area(0.9):,.0f} deg²" in [t.get_text() for t in ax.get_legend().texts] or ax is polar
+    for ax in (whole, zoom, polar): ax.figure.canvas.draw()
+    for ax in (whole, zoom):
+        assert f"90 %: {found.area(0.9):,.0f} deg²" in [t.get_text() for t in ax.get_legend().texts]
     assert dict(plt.rcParams) == before and plt.get_fignums() == figures
     assert zoom.get_xlabel() == "right ascension [degrees]" and polar.get_ylabel() == "zenith [degrees]"
     marked = next(line for line in zoom.lines if line.get_label() == "published")
