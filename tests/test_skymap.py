@@ -129,7 +129,8 @@ def test_rotation():
     mjd = np.random.default_rng(0).uniform(55_000, 61_000, 20)
     rotations, vectors = rotation_to_detector(mjd), random_directions(200)
     assert np.allclose(rotations @ np.swapaxes(rotations, 1, 2), np.eye(3))
-    assert np.allclose(np.linalg.det(rotations), 1) and np.allclose(rotation_to_detector(mjd[3]), rotations[3])
+    assert np.allclose(np.linalg.det(rotations), 1)
+    assert np.allclose(rotation_to_detector(mjd[3]), rotations[3])
     for time, rotation in zip(mjd, rotations, strict=True):
         exact = skymap._vectors("detector", *sky.horizontal(*skymap._angles("icrs", vectors), time))
         assert np.degrees(np.linalg.norm(vectors @ rotation.T - exact, axis=1).max()) < 0.01
