@@ -22,7 +22,7 @@ README_WORDS = 700
 # listed before it.
 FLOORS = [
     ["common", "style"],
-    ["geometry", "direction", "sky", "pulses", "display_page", "engine.distributed"],
+    ["geometry", "direction", "sky", "skymap", "pulses", "display_page", "engine.distributed"],
     ["io.kaggle", "io.bad_events", "io.prepared", "io.frames", "io.writing", "io.i3", "io.graphnet",
      "io.convert"],
     ["data", "engine.prepare", "display", "line_fit"],
