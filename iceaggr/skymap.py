@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SkyMap', 'rotation_to_detector', 'sky_maps', 'sky_map', 'contours', 'plot_map']
 
-# %% ../nbs/02b_sky_maps.ipynb #50bcf92d
+# %% ../nbs/02b_sky_maps.ipynb #5288e946
 import gzip
 import warnings
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from . import sky
 from .common import DataError, atomic_write, display_library, refuse_special
 from .style import BLACK, GREY, PALETTE, SKY, new_figure
 
-# %% ../nbs/02b_sky_maps.ipynb #0259659d
+# %% ../nbs/02b_sky_maps.ipynb #8795cb4e
 def _healpix():
     "The library of the pixels; ModuleNotFoundError says what to install."
     try:
@@ -40,7 +40,7 @@ def _area(
     "Area of a pixel."
     return np.pi / 3 / 4.0 ** order
 
-# %% ../nbs/02b_sky_maps.ipynb #a5a88225
+# %% ../nbs/02b_sky_maps.ipynb #6ac13054
 _FINEST = 29     # largest order whose numbers fit int64
 _WHOLE = 12 * 4 ** _FINEST
 
@@ -63,7 +63,7 @@ def _check_cover(uniq):
     if (np.append(0, last) != np.append(first[by_place], _WHOLE)).any():
         raise ValueError("the pixels (UNIQ) do not cover the sphere exactly once")
 
-# %% ../nbs/02b_sky_maps.ipynb #3b0c7229
+# %% ../nbs/02b_sky_maps.ipynb #dd100a14
 def _angles(
     frame, # "icrs" or "detector"
     vectors, # (..., 3)
@@ -80,7 +80,7 @@ def _vectors(frame, lon, lat): # the inverse: (...), (...) -> (..., 3)
     latitude = lat if frame == "icrs" else np.pi / 2 - lat
     return np.stack([np.cos(latitude) * np.cos(lon), np.cos(latitude) * np.sin(lon), np.sin(latitude)], -1)
 
-# %% ../nbs/02b_sky_maps.ipynb #e631d464
+# %% ../nbs/02b_sky_maps.ipynb #50d63418
 @dataclass(eq=False)
 class SkyMap:
     "Probability density on the sphere, in pixels of several orders."
@@ -151,7 +151,7 @@ class SkyMap:
         "Read a map; DataError (a ValueError) names the file and what is wrong."
         return _read_map(path)
 
-# %% ../nbs/02b_sky_maps.ipynb #b8ffafcf
+# %% ../nbs/02b_sky_maps.ipynb #1279a181
 _SQUARE_DEGREES = np.degrees(1) ** 2     # in a steradian
 
 def _checked_level(level):
@@ -176,7 +176,7 @@ def _check_map(skymap):
         raise ValueError("a density is negative or not finite")
     _check_cover(skymap.uniq)
 
-# %% ../nbs/02b_sky_maps.ipynb #499a819a
+# %% ../nbs/02b_sky_maps.ipynb #842fda75
 def _find(uniq, vectors): # (N,), (..., 3) -> (...)
     "Which pixel each direction lies in."
     first = _first_finest(uniq)
@@ -194,7 +194,7 @@ def _rasterize(skymap, order): # -> (12 * 4**order,)
         else: out.reshape(-1, 4 ** (order - k))[ipix] = density[:, None]
     return out
 
-# %% ../nbs/02b_sky_maps.ipynb #da4c5bf0
+# %% ../nbs/02b_sky_maps.ipynb #b7139f84
 _COARSEST, _LAST = 3, 20     # first and last order of the pixels: 7 degrees, 0.2 arc seconds
 
 def _split(vectors, event, order, log_peaks, centers, kappas, tolerance):
@@ -211,7 +211,7 @@ def _split(vectors, event, order, log_peaks, centers, kappas, tolerance):
     out[rows] = (narrow[event] & (highest > np.log(tolerance / _area(order)))).any(1)
     return out
 
-# %% ../nbs/02b_sky_maps.ipynb #a7731b40
+# %% ../nbs/02b_sky_maps.ipynb #15386caa
 def _refine(density, log_peaks, centers, kappas, rotations, tolerance):
     "Pixels of B maps: event (N,), NUNIQ (N,), density (N,); sorted by event, then by number."
     n_events, n_coarse = len(kappas), 12 * 4 ** _COARSEST
@@ -242,7 +242,7 @@ def _rotate(vectors, rotations, event): # (N, 3), (B, 3, 3), (N,) -> (N, 3)
     if rotations is None: return vectors
     return (rotations[event] @ vectors[:, :, None])[:, :, 0]
 
-# %% ../nbs/02b_sky_maps.ipynb #3d09186b
+# %% ../nbs/02b_sky_maps.ipynb #29d81ac8
 def rotation_to_detector(
     mjd, # (B,) or one: modified Julian date, UTC
 ) -> np.ndarray: # (B, 3, 3) or (3, 3): detector vector = rotation @ ICRS vector
@@ -254,7 +254,7 @@ def rotation_to_detector(
     u, _, v = np.linalg.svd(columns)                               # the nearest rotation
     return u @ v
 
-# %% ../nbs/02b_sky_maps.ipynb #ce4c1c52
+# %% ../nbs/02b_sky_maps.ipynb #c4704574
 def sky_maps(
     log_density, # callable: (N, 3) detector directions, (N,) event 0 to B-1 -> (N,) ln of density [1/sr]
     centers, # (B, M, 3) directions near which there is structure, of von Mises-Fisher components
@@ -287,7 +287,7 @@ def sky_map(
     def one(directions, _): return log_density(directions)
     return sky_maps(one, np.asarray(centers)[None], np.asarray(kappas)[None], mjd, [event], tolerance)[0]
 
-# %% ../nbs/02b_sky_maps.ipynb #4b5d01cd
+# %% ../nbs/02b_sky_maps.ipynb #11337e1b
 _AT_ONCE = 32     # events: bounds the memory
 
 def _checked_components(centers, kappas):
@@ -330,7 +330,7 @@ def _build(log_density, first, centers, kappas, mjd, names, tolerance):
 _NOT_ONE = ("event {} {}: the density integrates to {:.3g}, not 1; check its normalisation, "
             "and give the centers and kappas of all its narrow components")
 
-# %% ../nbs/02b_sky_maps.ipynb #c3dd08c7
+# %% ../nbs/02b_sky_maps.ipynb #32161b44
 _DETECTOR_COMMENTS = (
     "Detector coordinates of IceCube, not equatorial.",
     "Longitude of a pixel = azimuth, latitude = 90 degrees - zenith.",
@@ -359,7 +359,7 @@ def _header(skymap):
         for line in _DETECTOR_COMMENTS: header.add_comment(line)
     return header
 
-# %% ../nbs/02b_sky_maps.ipynb #d91d979d
+# %% ../nbs/02b_sky_maps.ipynb #18a7816d
 def _write_map(skymap, path): # .fits or .fits.gz
     "Write a multi-order FITS file, whole or not at all."
     from astropy.io import fits
@@ -377,7 +377,7 @@ def _write_map(skymap, path): # .fits or .fits.gz
         else:
             with gzip.open(part, "wb", compresslevel=4) as file: hdus.writeto(file, output_verify="ignore")
 
-# %% ../nbs/02b_sky_maps.ipynb #104c79b4
+# %% ../nbs/02b_sky_maps.ipynb #d837d830
 def _read_map(path):
     "Read a map; DataError (a ValueError) names the file and what is wrong."
     from astropy.io import fits
@@ -397,7 +397,7 @@ def _read_map(path):
         raise DataError(f"{path}: is not a multi-order sky map: {_reason(e)}; "
                         "give a FITS file with the columns UNIQ and PROBDENSITY") from e
 
-# %% ../nbs/02b_sky_maps.ipynb #ea3da941
+# %% ../nbs/02b_sky_maps.ipynb #30e23d49
 def _reason(error): # of an exception
     return f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
 
@@ -419,7 +419,7 @@ def _facts(header):
     mjd = header.get("MJD-OBS")
     return frames[system], None if mjd is None else float(mjd), str(header.get("OBJECT", ""))
 
-# %% ../nbs/02b_sky_maps.ipynb #4dd1a6c2
+# %% ../nbs/02b_sky_maps.ipynb #63ce7fd9
 def contours(
     skymap:SkyMap, # of one event
     level:float=0.9, # probability within
@@ -435,7 +435,7 @@ def contours(
     lines = figure.Figure().add_subplot().tricontour(triangulation.Triangulation(x, y), height, [0.0])
     return [_back(line, basis, skymap.frame) for line in lines.get_paths()[0].to_polygons(closed_only=False)]
 
-# %% ../nbs/02b_sky_maps.ipynb #ab4f03b8
+# %% ../nbs/02b_sky_maps.ipynb #04eb80ff
 def _basis(center): # (3,) -> (3, 3)
     "Rows: east, north and outward at a direction."
     lon = np.arctan2(center[1], center[0])
@@ -453,7 +453,7 @@ def _back(line, basis, frame): # (n, 2) in the plane
     local = np.concatenate([2 * line, 1 - square], axis=1) / (1 + square)
     return np.degrees(np.stack(_angles(frame, local @ basis), axis=1))
 
-# %% ../nbs/02b_sky_maps.ipynb #4e6905a0
+# %% ../nbs/02b_sky_maps.ipynb #c8f81753
 def plot_map(
     skymap:SkyMap, # of one event
     levels=(0.5, 0.9), # of the contours
@@ -483,7 +483,7 @@ def plot_map(
     ax.legend(loc="upper right", bbox_to_anchor=beside, frameon=True, edgecolor="none")
     return ax
 
-# %% ../nbs/02b_sky_maps.ipynb #4c763899
+# %% ../nbs/02b_sky_maps.ipynb #4e6948d6
 def _colours():
     return display_library("matplotlib.colors").LinearSegmentedColormap.from_list("sky", ["white", SKY])
 
@@ -513,7 +513,7 @@ def _whole_sky(ax, skymap):
         return np.where(torn, np.nan, x), lat if skymap.frame == "icrs" else np.pi / 2 - lat
     return place
 
-# %% ../nbs/02b_sky_maps.ipynb #35feab44
+# %% ../nbs/02b_sky_maps.ipynb #bdd8004f
 def _zoom(ax, skymap, center, radius):
     "Draw the density on the tangent plane; returns what places (n, 2) angles [degrees] on it."
     lon, lat = skymap.peak() if center is None else np.radians(center)
