@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Block, PackedLayout, padded_block, token_count
+from .density import SkyDensity, SphereMixture
 from .direction import vector_to_angles
 from .dom_transformer import check_kernel, choose_kernel, padding_apart
 from .engine.cpu_attention import GroupedLayout, pool_parts
@@ -63,7 +64,7 @@ def _doms_within_budget(dom_features, dom_ids, dom_to_event_idx, counts, max_dom
                          "choosing among them needs dom_features")
     left_out, events = int((counts - max_doms).clamp(min=0).sum()), int((counts > max_doms).sum())
     warnings.warn(f"max_doms={max_doms}: {left_out} DOMs of {events} events left out (least charge, latest)",
-                  stacklevel=3)
+                  stacklevel=4)
     keep = strongest_doms(dom_features, dom_ids, dom_to_event_idx, max_doms)
     return keep[torch.argsort(dom_to_event_idx[keep], stable=True)]
 
@@ -102,15 +103,33 @@ def _heads(d_model): # (B, d_model) -> (B, 3), (B, 1)
 # %% ../nbs/16_event_transformer.ipynb #456de980
 class _Directions:
     "From the pooled embedding of an event to its direction and kappa: what the heads of T2 mean."
+    def vector(self, *args, **kwargs) -> Tensor: # (B, 3): direction times kappa
+        "The von Mises-Fisher vector of each event. Arguments as in `pooled`."
+        return self.vector_from(self.pooled(*args, **kwargs))
+
+    def density(self, *args, **kwargs) -> SphereMixture:
+        "The density of each event. Arguments as in `pooled`."
+        return self.density_from(self.pooled(*args, **kwargs))
+
     def forward(self, *args, **kwargs) -> Tensor: # (B, 2) azimuth in [0, 2 pi), zenith in [0, pi]
-        "Arguments as in `vector`."
+        "Arguments as in `pooled`."
         return torch.stack(vector_to_angles(self.vector(*args, **kwargs)), -1)
 
     def direction(self, *args, **kwargs) -> tuple: # (B, 3) unit vectors, (B,) kappa
-        "Arguments as in `vector`."
+        "Arguments as in `pooled`."
         v = self.vector(*args, **kwargs)
         kappa = v.norm(dim=-1)
         return v / kappa.clamp(min=1e-12)[:, None], kappa
+
+    def vector_from(self, x:Tensor) -> Tensor: # (B, d_model) -> (B, 3)
+        "The first head in full precision: three digits of bfloat16 are 0.2 degrees."
+        with torch.autocast(x.device.type, enabled=False):
+            return self.calibrated(self.vector_of(x.to(self.embed.weight.dtype)))
+
+    def density_from(self, x:Tensor) -> SphereMixture: # (B, d_model) -> B densities
+        "The second head, in full precision."
+        with torch.autocast(x.device.type, enabled=False):
+            return self.sky(x.to(self.embed.weight.dtype), self.vector_from(x))
 
     def vector_of(self, x:Tensor) -> Tensor: # (B, d_model) -> (B, 3)
         "The heads: a vector whose length grows faster than linearly, and the logarithm of a factor on kappa."
@@ -146,6 +165,7 @@ class EventTransformer(_Directions, nn.Module):
         self.blocks = nn.ModuleList(Block(d_model, n_heads, dropout) for _ in range(n_layers))
         self.pool = AttentionPool(d_model)
         self.head, self.confidence = _heads(d_model)
+        self.sky = SkyDensity(d_model)
 
     def _apply(self, fn, recurse=True): # a copy of the model in another precision keeps the positions
         sensors = self.sensors
@@ -153,7 +173,7 @@ class EventTransformer(_Directions, nn.Module):
         self.sensors = sensors.to(self.sensors.device)
         return self
 
-    def vector(self,
+    def pooled(self,
         dom_embeddings:Tensor, # (D, C) from T1
         dom_ids:Tensor, # (D,) sensor of each DOM
         dom_to_event_idx:Tensor, # (D,) event of each DOM, 0 to batch_size - 1
@@ -162,20 +182,14 @@ class EventTransformer(_Directions, nn.Module):
         event_times:Tensor|None=None, # (B,) reference times [ns]; None: worked out from dom_features
         event_ids=None, targets=None, # of a T2 batch, not used
         real_doms:Tensor|None=None, # (D,) bool, False in padding: a batch of fixed size, checked before
-    ) -> Tensor: # (B, 3): direction times kappa
-        "The von Mises-Fisher vector of each event."
+    ) -> Tensor: # (B, d_model)
+        "The embedding of each event, from which the heads read."
         inputs = dom_embeddings, dom_ids, dom_to_event_idx, batch_size, dom_features
-        if real_doms is not None: return _padded_vector(self, inputs, event_times, real_doms)
+        if real_doms is not None: return _padded_pooled(self, inputs, event_times, real_doms)
         counts = _check_doms(*inputs, n_sensors=len(self.sensors), width=self.embed.in_features)
         doms = _doms_within_budget(dom_features, dom_ids, dom_to_event_idx, counts, self.max_doms)
         tokens = _event_tokens(self, *inputs, event_times)
-        x = self.attend(tokens, doms, dom_to_event_idx[doms], counts.clamp(max=self.max_doms))
-        return self.vector_from(x)
-
-    def vector_from(self, x:Tensor) -> Tensor: # (B, d_model) -> (B, 3)
-        "The heads in full precision: three digits of bfloat16 are 0.2 degrees."
-        with torch.autocast(x.device.type, enabled=False):
-            return self.calibrated(self.vector_of(x.to(self.embed.weight.dtype)))
+        return self.attend(tokens, doms, dom_to_event_idx[doms], counts.clamp(max=self.max_doms))
 
     def attend(self, tokens, doms:Tensor, event:Tensor, counts:Tensor) -> Tensor: # (B, d_model)
         "The blocks and the pooling, on the layout that suits the device; tokens: function of DOMs (n,)."
@@ -214,8 +228,8 @@ def _attend_packed(t2, x, event, n_events, kernel) -> Tensor: # (B, d_model)
     return t2.pool(y[:D], Segments(event, n_events))
 
 # %% ../nbs/16_event_transformer.ipynb #27f874e9
-def _padded_vector(t2, inputs, event_times, real) -> Tensor: # (B, 3)
-    "The vectors of a batch of fixed size; events of padding get any."
+def _padded_pooled(t2, inputs, event_times, real) -> Tensor: # (B, d_model)
+    "The embeddings of a batch of fixed size; events of padding get any."
     embeddings, ids, event, n_events, features = inputs
     def clean(x): return torch.where(real.view(-1, *[1] * (x.dim() - 1)), x, 0.)
     sensors = t2.sensors[ids].float()
@@ -226,7 +240,7 @@ def _padded_vector(t2, inputs, event_times, real) -> Tensor: # (B, 3)
     x = x + t2.encoder(sensors, features, *(clean(reference[event]) for reference in references))
     kernel = choose_kernel(t2.kernel, x.is_cuda, padded=True)
     layout = PackedLayout(padding_apart(torch.where(real, event, -1)[None]), kernel)
-    return t2.vector_from(t2.pool(layout.run_blocks(t2.blocks, x), Segments(event, n_events)))
+    return t2.pool(layout.run_blocks(t2.blocks, x), Segments(event, n_events))
 
 # %% ../nbs/16_event_transformer.ipynb #62be905a
 def _check_doms(

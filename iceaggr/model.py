@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .accumulator import EventAccumulator
 from .common import DataError, progress_bar, shorten
+from .density import density_table
 from .direction import angles_to_vector, vector_to_angles, vmf_loss, vmf_quantile
 from .dom_transformer import DOMTransformer, padded_t1
 from .engine.distributed import contiguous_share, gather_table, rank, same_for_all, world_size
@@ -37,7 +38,7 @@ from iceaggr.weights import (
     pretrained_path,
     read_file,
     save_weights,
-    with_confidence,
+    with_all_heads,
 )
 
 # %% ../nbs/17_model.ipynb #99a713bc
@@ -153,12 +154,14 @@ class HierarchicalTransformer(_WeightsFile, nn.Module):
         pulses, # pandas frame of pulses, or a packed batch or an iterable of them, the events in any parts
         max_sequences:int=64, # packed sequences in memory at once
         progress:bool=False, # show a progress bar
+        density:bool=False, # add the columns of `density_table`
     ) -> pd.DataFrame: # event_id, azimuth, zenith [rad], kappa, r68 [degrees], in order of first appearance
         """Directions of any number of events in bounded memory; incomplete events get NaN and a warning.
 
         A frame has one row per pulse in any order: event_id (unique in the whole frame), sensor_id,
         time [ns], charge [p.e.] and auxiliary (without it, all pulses count as local coincidences)."""
-        return _predict(self, pulses, max_sequences, progress)
+        if density: self.t2.sky.check_trained()
+        return _predict(self, pulses, max_sequences, progress, density)
 
     def check_geometry(self, geometry:Geometry, tolerance:float=1.):
         "ValueError if a sensor lies more than `tolerance` metres from its place in the model."
@@ -220,8 +223,14 @@ def prediction_table(
                    r68=torch.rad2deg(vmf_quantile(kappa, 0.68)))
     return pd.DataFrame({name: values.numpy() for name, values in columns.items()})
 
+def _heads_table(t2, t2_batch, density):
+    "What the heads of T2 say of a batch."
+    pooled = t2.pooled(**t2_batch)
+    table = prediction_table(t2_batch["event_ids"], t2.vector_from(pooled))
+    return pd.concat([table, density_table(t2.density_from(pooled))], axis=1) if density else table
+
 # %% ../nbs/17_model.ipynb #dd443241
-def _predict_batches(model, batches, max_sequences):
+def _predict_batches(model, batches, max_sequences, density=False):
     "Predictions for packed batches, in order of first appearance."
     accumulator, order, done, found = EventAccumulator(), {}, set(), []
     hits, is_central = [], _near_deepcore(model.t2.sensors.cpu())
@@ -230,7 +239,7 @@ def _predict_batches(model, batches, max_sequences):
         order.update(dict.fromkeys(ids))
         hits.append(_count_coincidences(batch, is_central))
         for t2_batch in _complete_events(model, accumulator, batch, max_sequences):
-            found.append(prediction_table(t2_batch["event_ids"], model.t2.vector(**t2_batch)))
+            found.append(_heads_table(model.t2, t2_batch, density))
             done.update(t2_batch["event_ids"].tolist())
     _warn_of_incomplete(accumulator)
     _warn_of_other_events(hits, model.seen)
@@ -328,7 +337,7 @@ def _warn_of_unseen(table, seen):
 
 # %% ../nbs/17_model.ipynb #60ac90ad
 @torch.no_grad()
-def _predict(model, pulses, max_sequences, progress):
+def _predict(model, pulses, max_sequences, progress, density):
     "Predictions for a frame of pulses, a packed batch or an iterable of them."
     keys = None
     if isinstance(pulses, pd.DataFrame):
@@ -343,7 +352,7 @@ def _predict(model, pulses, max_sequences, progress):
         raise _not_pulses(f"a {type(pulses).__name__}")
     training = model.training
     model.eval()
-    try: table = _predict_batches(model, pulses, max_sequences)
+    try: table = _predict_batches(model, pulses, max_sequences, density)
     finally: model.train(training)
     if keys is None or keys.shape[1] == 1: return table
     return pd.concat([keys, table.drop(columns="event_id")], axis=1)
@@ -387,6 +396,7 @@ def predict_dataset(
     workers:int=0, # processes that load
     progress:bool=True,
     precision:str="float32", # or "bfloat16": autocast
+    density:bool=False, # add the columns of `density_table`
 ) -> pd.DataFrame: # as of `predict`, one row per event in the data set's order
     "Directions of the events of a data set, file by file, by all processes together."
     model.check_geometry(dataset.geometry)
@@ -397,7 +407,7 @@ def predict_dataset(
                                          pin_memory=model.device.type == "cuda", generator=torch.Generator())
     bar = progress_bar(loader, "predict", unit="batch", disable=not progress or rank() > 0)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        return gather_table(model.predict(bar))
+        return gather_table(model.predict(bar, density=density))
 
 # %% ../nbs/17_model.ipynb #39e9b99e
 def _own_batches(dataset, indices, max_pulses):
@@ -423,7 +433,7 @@ def _load(cls, path, device, pool):
     with torch.random.fork_rng([]):      # initial weights are random, and replaced
         model = kind(settings) if pool is None else kind(settings, pool=pool)
     model.t2.sensors = torch.empty_like(state["t2.sensors"])
-    try: model.load_state_dict(with_confidence(state, model.state_dict()))
+    try: model.load_state_dict(with_all_heads(state, model.state_dict()))
     except RuntimeError as e:
         detail = str(e).splitlines()[-1].strip()
         raise ValueError(f"{path} holds weights of another kind of model or of an earlier version: "

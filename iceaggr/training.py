@@ -64,7 +64,7 @@ from .io.kaggle import all_batches, find_batches
 from .model import PRESETS, HierarchicalTransformer, model_settings, predict_dataset, ranges_of_events
 from .packing import split_batch, to_device
 from .style import new_figure
-from .weights import class_name, read_file, with_confidence
+from .weights import class_name, read_file, with_all_heads
 
 # %% ../nbs/20_training.ipynb #642caec1
 @dataclass
@@ -151,6 +151,7 @@ def _parameter_groups(model):
     "Lists of parameters: matrices, matrices with fewer than 16 rows or columns, vectors."
     matrices, small, vectors = [], [], []
     for p in model.parameters():
+        if not p.requires_grad: continue                      # of a head that is trained afterwards
         if p.dim() < 2: vectors.append(p)
         elif min(p.shape) < 16: small.append(p)
         else: matrices.append(p)
@@ -808,7 +809,7 @@ def _start_from(
 ):
     "Copy the weights of another model; ValueError if sizes or geometry differ."
     settings, state, parts, _ = read_file(init)
-    state = with_confidence(state, model.state_dict())
+    state = with_all_heads(state, model.state_dict())
     found, wanted = (dataclasses.replace(s, dropout=0.) for s in (model_settings(settings), model.settings))
     if found != wanted: raise ValueError(_other_sizes(init, found, wanted))
     model.check_geometry(Geometry(state["t2.sensors"][:, :3].numpy()))

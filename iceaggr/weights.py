@@ -110,13 +110,15 @@ def read_weights(
     return read_file(path)[:2]
 
 # %% ../nbs/18_weights.ipynb #243a52c4
-def with_confidence(
+def with_all_heads(
     state:dict, # tensors of a file of weights
     fresh:dict, # state dict of a new model of the same kind
 ) -> dict:
-    "The tensors, with an untrained head of confidence (factor 1) where the file is older than that head."
-    if any(name.startswith("t2.confidence.") for name in state): return state
-    return state | {name: x.cpu() for name, x in fresh.items() if name.startswith("t2.confidence.")}
+    "The tensors, with an untrained head of confidence or density where the file is older than that head."
+    for head in ("t2.confidence.", "t2.sky."):
+        if any(name.startswith(head) for name in state): continue
+        state = state | {name: x.cpu() for name, x in fresh.items() if name.startswith(head)}
+    return state
 
 # %% ../nbs/18_weights.ipynb #bb91112f
 def pretrained_folder() -> Path:

@@ -73,6 +73,11 @@ def in_float64(module):
     return copy.deepcopy(module).double()
 
 
+def trained(model):
+    "The parameters that training changes."
+    return [p for p in model.parameters() if p.requires_grad]
+
+
 def gradients(value, inputs):
     "Gradients of a fixed random projection of a value, in float64."
     generator = torch.Generator().manual_seed(0)

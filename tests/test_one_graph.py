@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from definitions import trained
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -64,7 +65,7 @@ def loss_and_gradients(model, batch, kernel):
     "Summed loss and the gradients of all parameters."
     model.t1.kernel = model.t2.kernel = kernel
     loss = _batch_loss(model.vector(batch), batch)
-    return loss.detach(), torch.autograd.grad(loss, list(model.parameters()))
+    return loss.detach(), torch.autograd.grad(loss, trained(model))
 
 
 @pytest.mark.parametrize("pool", [None, MeanPool])
@@ -235,8 +236,8 @@ def test_optimisers_are_those_of_torch(model):
     generator = torch.Generator().manual_seed(0)
     for i in range(10):
         if i == 5: plain.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-        gradients = [torch.randn(p.shape, generator=generator) for p in model.parameters()]
-        for p, q, g in zip(model.parameters(), other.parameters(), gradients, strict=True):
+        gradients = [torch.randn(p.shape, generator=generator) for p in trained(model)]
+        for p, q, g in zip(trained(model), trained(other), gradients, strict=True):
             p.grad, q.grad = g.clone(), g.clone()
         norm = torch.nn.utils.clip_grad_norm_(other.parameters(), 1.)
         assert norm > 1

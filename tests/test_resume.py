@@ -235,8 +235,8 @@ def test_folder_that_cannot_be_written(data, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").touch()
     args = ["train", "--data", str(data), "--train-batches", "1", "--valid-batches", "2", "--epochs", "1",
             "--device", "cpu", "--out"]
-    assert main([*args, str(tmp_path / "file/run")]) == 1
-    assert str(tmp_path / "file/run") in capsys.readouterr().err
+    assert main([*args, str(tmp_path / "file/run")]) == 2
+    assert f"{tmp_path / 'file'} is a file: choose a folder" in capsys.readouterr().err
 
     def refuse(*args): raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), args[0])
     monkeypatch.setattr(os, "fsync", refuse)

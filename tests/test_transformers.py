@@ -12,6 +12,7 @@ from definitions import (
     gradients,
     in_float64,
     mean_pool_of,
+    trained,
     vectors_of,
 )
 
@@ -323,8 +324,8 @@ def test_t2_agrees_with_its_definition(few_hits, kernel):
     found, expected = model.vector(**hits), vectors_by_definition(precise, precise_hits)
     assert (found.double() - expected).abs().max() < 1e-5
     assert_same_gradients(
-        gradients(found, [hits["dom_embeddings"], *model.parameters()]),
-        gradients(expected, [precise_hits["dom_embeddings"], *precise.parameters()]))
+        gradients(found, [hits["dom_embeddings"], *trained(model)]),
+        gradients(expected, [precise_hits["dom_embeddings"], *trained(precise)]))
 
 
 @pytest.mark.parametrize("kernel", ["grouped", "dense", "flex"])
@@ -353,7 +354,7 @@ def test_padded_t2_agrees_with_its_definition(few_hits):
 def test_every_parameter_of_t2_gets_a_gradient(few_hits):
     model = make_t2()
     model.vector(**few_hits).sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained(model))
 
 
 def test_t2_does_not_depend_on_the_order_of_doms(t2, hits, vectors):

@@ -22,7 +22,7 @@ README_WORDS = 700
 # listed before it.
 FLOORS = [
     ["common", "style"],
-    ["geometry", "direction", "sky", "skymap", "pulses", "display_page", "engine.distributed"],
+    ["geometry", "direction", "density", "sky", "skymap", "pulses", "display_page", "engine.distributed"],
     ["io.kaggle", "io.bad_events", "io.prepared", "io.frames", "io.writing", "io.i3", "io.graphnet",
      "io.convert"],
     ["data", "engine.prepare", "display", "line_fit"],
@@ -31,7 +31,7 @@ FLOORS = [
     ["weights", "model"],
     ["simulation.neutrinos", "simulation.light", "simulation.readout", "simulation.dataset"],
     ["augmentation", "evaluation", "report", "attention_maps"],
-    ["engine.checkpoints", "engine.device_steps", "training"],
+    ["density_training", "engine.checkpoints", "engine.device_steps", "training"],
     ["yardsticks", "benchmark", "browser", "cli"],
     ["testing", "studies"],
 ]

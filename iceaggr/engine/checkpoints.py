@@ -28,7 +28,7 @@ from ..common import atomic_write, file_lock, load_json, make_folder, refuse_spe
 from .distributed import on_first, sum_over, world_size
 from .loading import sample_events
 from ..model import HierarchicalTransformer
-from ..weights import WEIGHTS_VERSION, class_name
+from ..weights import WEIGHTS_VERSION, class_name, with_all_heads
 
 # %% ../../nbs/44_checkpoints.ipynb #dcc5d252
 def new_state() -> dict:
@@ -165,6 +165,8 @@ def load_state(
 ) -> dict: # of `new_state`, as it was saved
     "Restore a run from its last whole checkpoint."
     state, path = read_checkpoint(run)
+    for name in ("model", "average", "best_weights"):         # heads that are younger than the checkpoint
+        if state[name] is not None: state[name] = with_all_heads(state[name], model.state_dict())
     for name, part in dict(model=model, average=average, optimizer=optimizer).items():
         part.load_state_dict(state.pop(name))
     if sum_over(state["step"])[0] != world_size() * state["step"]:
