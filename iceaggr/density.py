@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log_mixture', 'SphereMixture', 'SkyDensity']
 
-# %% ../nbs/02c_density.ipynb #203509d9
+# %% ../nbs/02c_density.ipynb #924bf461
 import math
 
 import numpy as np
@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from iceaggr.direction import (
+    _log_norm,
     _vmf_w,
     angles_to_vector,
     angular_error,
     vector_to_angles,
-    vmf_loss,
     vmf_resultant,
 )
 
-# %% ../nbs/02c_density.ipynb #f00ff2ff
+# %% ../nbs/02c_density.ipynb #5bdc1d20
 def log_mixture(
     directions:Tensor, # (B, n, 3) unit vectors
     log_weights:Tensor, # (B, K), weights that add up to 1
@@ -30,11 +30,11 @@ def log_mixture(
     kappas:Tensor, # (B, K)
 ) -> Tensor: # (B, n) ln of the density per steradian
     "Logarithm of the density, in float32 for kappa from 0 to 1e6."
-    vectors = (kappas[..., None] * means)[:, None]
-    terms = log_weights[:, None] - vmf_loss(vectors, directions[:, :, None], "none")
-    return terms.logsumexp(-1)
+    log_norm = _log_norm(kappas, with_exponent=False)                       # ln of C3 exp(kappa)
+    height = (directions[:, :, None] - means[:, None]).square().sum(-1) / 2       # 1 - cos, exact if small
+    return ((log_weights + log_norm)[:, None] - kappas[:, None] * height).logsumexp(-1)
 
-# %% ../nbs/02c_density.ipynb #40f3f174
+# %% ../nbs/02c_density.ipynb #755142af
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 
 def spread_points(
@@ -50,7 +50,7 @@ def spread_points(
     across = turn.cos() * east + turn.sin() * north
     return (1 - height) * means[:, :, None] + (height * (2 - height)).clamp(min=0).sqrt() * across
 
-# %% ../nbs/02c_density.ipynb #ebd18d6f
+# %% ../nbs/02c_density.ipynb #4bea993f
 def tangents(
     directions:Tensor, # (..., 3) unit vectors
 ) -> tuple: # (..., 3) east, (..., 3) north: unit vectors across, towards larger azimuth and smaller zenith
@@ -63,7 +63,7 @@ def tangents(
     east = torch.stack([-y, x, torch.zeros_like(x)], -1)
     return east, torch.linalg.cross(directions, east)
 
-# %% ../nbs/02c_density.ipynb #4c869bbe
+# %% ../nbs/02c_density.ipynb #8e8c1a40
 class SphereMixture:
     "Densities of B events, each a mixture of K von Mises-Fisher densities."
     def __init__(self,
@@ -148,7 +148,7 @@ class SphereMixture:
         "The same with all concentrations changed to factor * kappa ** power."
         return SphereMixture(self.log_weights, self.means, factor * self.kappas ** power)
 
-# %% ../nbs/02c_density.ipynb #e1dbaa2c
+# %% ../nbs/02c_density.ipynb #5f16cdb3
 def _area(log_density, weights, level): # (B,) [square degrees]
     "Points held by the region, each of which stands for the area weight / density."
     before = weights.cumsum(-1) - weights
@@ -159,16 +159,16 @@ def _area(log_density, weights, level): # (B,) [square degrees]
 def _median(points, weights, start, steps:int=10): # (B, 3)
     "Steps towards the points, each with its weight over its angle (Weiszfeld's method)."
     for _ in range(steps):
-        angle = angular_error(points, start[:, None]).clamp(min=1e-4)
-        along = (points * start[:, None]).sum(-1, keepdim=True)
-        pull = nn.functional.normalize(points - along * start[:, None], dim=-1)      # unit tangents
-        weight = weights / angle
-        step = (weight[..., None] * angle[..., None] * pull).sum(1) / weight.sum(1, keepdim=True)
+        along = (points @ start[:, :, None]).clamp(-1, 1)                    # (B, n, 1) cosines
+        across = (1 - along.square()).sqrt().clamp(min=1e-9)
+        angle = torch.atan2(across, along).clamp(min=1e-6)
+        pull = ((weights[..., None] / across) * (points - along * start[:, None])).sum(1)
+        step = pull / (weights[..., None] / angle).sum(1)
         length = step.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         start = nn.functional.normalize(length.cos() * start + length.sin() * step / length, dim=-1)
     return start
 
-# %% ../nbs/02c_density.ipynb #ff0ba45f
+# %% ../nbs/02c_density.ipynb #b7330348
 def _sample(mixture, n, generator): # (B, n, 3)
     "Components by their weights, then a direction of each."
     chosen = torch.multinomial(mixture.log_weights.exp(), n, replacement=True, generator=generator)
@@ -180,16 +180,20 @@ def _sample(mixture, n, generator): # (B, n, 3)
     across = turn.cos() * east + turn.sin() * north
     return (1 - height) * means + (height * (2 - height)).clamp(min=0).sqrt() * across
 
-# %% ../nbs/02c_density.ipynb #bebda7e3
+# %% ../nbs/02c_density.ipynb #1dcd06c7
 def density_table(mixture:SphereMixture) -> pd.DataFrame: # one row per event
-    """Moments, then the components of each density.
+    """Moments, from 16 points per component, then the components of each density.
 
     median_azimuth, median_zenith [rad], entropy [nats], area_50, area_90 [square degrees]; then for each
     component k weight_k, kappa_k, azimuth_k, zenith_k [rad]."""
     mixture = mixture.double()
-    azimuth, zenith = vector_to_angles(mixture.median_direction())
-    columns = dict(median_azimuth=azimuth, median_zenith=zenith, entropy=mixture.entropy(),
-                   area_50=mixture.area(0.5), area_90=mixture.area(0.9))
+    points, weights = mixture.points(n=16)
+    log_density = mixture.log_density(points)
+    ranked, order = log_density.sort(-1, descending=True)
+    areas = [_area(ranked, weights.gather(1, order), level) for level in (0.5, 0.9)]
+    azimuth, zenith = vector_to_angles(_median(points, weights, mixture.mean_direction()))
+    columns = dict(median_azimuth=azimuth, median_zenith=zenith, entropy=-(weights * log_density).sum(-1),
+                   area_50=areas[0], area_90=areas[1])
     azimuth, zenith = vector_to_angles(mixture.means)
     for k in range(mixture.kappas.shape[1]):
         columns |= {f"weight_{k}": mixture.log_weights[:, k].exp(), f"kappa_{k}": mixture.kappas[:, k],
@@ -203,12 +207,11 @@ def mixture_of(
     n = sum(name.startswith("kappa_") for name in table.columns)
     if not n: raise ValueError("the table has no densities: predict with density=True (--density)")
     def columns(name):
-        values = table[[f"{name}_{k}" for k in range(n)]].to_numpy(np.float64)
-        return torch.from_numpy(values)
+        return torch.tensor(table[[f"{name}_{k}" for k in range(n)]].to_numpy(np.float64))
     means = angles_to_vector(columns("azimuth"), columns("zenith"))
     return SphereMixture(columns("weight").log(), means, columns("kappa"))
 
-# %% ../nbs/02c_density.ipynb #adc193d9
+# %% ../nbs/02c_density.ipynb #e6cde54b
 class SkyDensity(nn.Module):
     "T2's second head: a mixture around the direction of the first."
     spread = (1.0, 0.7, 0.3, 0.0, -0.5, -1.5, -2.0, -3.0)     # of ln kappa, before training
@@ -249,7 +252,7 @@ class SkyDensity(nn.Module):
         weight = weight - (start < -2).float()                  # the widest component starts with little
         return SphereMixture(weight, means, kappas).calibrated(*self.calibration)
 
-# %% ../nbs/02c_density.ipynb #7dd9d1d1
+# %% ../nbs/02c_density.ipynb #0bb9b1b5
 def axes_of(directions:Tensor): # (B, 3) -> (B, 3, 3)
     "Each direction, east of it and north of it, as rows."
     return torch.stack([directions, *tangents(directions)], 1)

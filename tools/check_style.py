@@ -31,7 +31,7 @@ FLOORS = [
     ["weights", "model"],
     ["simulation.neutrinos", "simulation.light", "simulation.readout", "simulation.dataset"],
     ["augmentation", "evaluation", "report", "attention_maps"],
-    ["density_training", "engine.checkpoints", "engine.device_steps", "training"],
+    ["sky_density", "engine.checkpoints", "engine.device_steps", "training"],
     ["yardsticks", "benchmark", "browser", "cli"],
     ["testing", "studies"],
 ]
