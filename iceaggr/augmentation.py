@@ -62,6 +62,16 @@ def _matching_shares(xy, motions, point, tolerance): # (12,)
     distance = np.linalg.norm(image[:, :, None] - xy, axis=3)    # (12, n, n)
     return (distance.min(2) < tolerance).mean(1)
 
+# %% ../nbs/21_augmentation.ipynb #86244595
+def moved_targets(
+    targets:Tensor, # (B, 2) azimuth, zenith [rad]
+    matrix:Tensor, # (2, 2) orthogonal
+) -> Tensor: # (B, 2)
+    "Directions after a motion of the detector."
+    azimuth, zenith = targets.T
+    x, y = matrix @ torch.stack([azimuth.cos(), azimuth.sin()])
+    return torch.stack([torch.atan2(y, x), zenith], 1)
+
 # %% ../nbs/21_augmentation.ipynb #a603b8e6
 def moved_sensors(
     sensors:Tensor, # (N, F) position [m] and other features
@@ -85,11 +95,8 @@ def moved_detector(
     "Move the sensors of T2 for the duration of a `with` block."
     sensors, m = t2.sensors, batch["metadata"]
     matrix = torch.as_tensor(motion, dtype=torch.float32, device=sensors.device)
-    azimuth, zenith = m["targets"].T
-    x, y = matrix @ torch.stack([azimuth.cos(), azimuth.sin()])
-    targets = torch.stack([torch.atan2(y, x), zenith], 1)
     t2.sensors = moved_sensors(sensors, motion, point)
-    try: yield dict(batch, metadata=dict(m, targets=targets))
+    try: yield dict(batch, metadata=dict(m, targets=moved_targets(m["targets"], matrix)))
     finally: t2.sensors = sensors
 
 # %% ../nbs/21_augmentation.ipynb #af72de53

@@ -1,5 +1,7 @@
 """A training step of fixed shapes: no host reads, no graph breaks, the same result as without padding."""
 import copy
+import dataclasses
+import functools
 import math
 from unittest import mock
 
@@ -14,13 +16,15 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.nn.attention import flex_attention as flex
 
-from iceaggr import attention
+from iceaggr import attention, training
 from iceaggr.data import IceCubeDataset
-from iceaggr.engine.budget import Budget, choose_budgets, pad_batch, size_of
+from iceaggr.engine.budget import Budget, choose_budgets, pad_batch, pad_to_smallest, size_of
 from iceaggr.engine.device_steps import DeviceStep
+from iceaggr.engine.loading import packed_batch
 from iceaggr.model import HierarchicalTransformer
 from iceaggr.packing import collate_dom_packing, split_batch
 from iceaggr.pooling import MeanPool
+from iceaggr.testing import write_tiny
 from iceaggr.training import MuonAdamW, TrainSettings, _batch_loss, _update_average, train_step
 from iceaggr.yardsticks import OperationCounter
 
@@ -243,10 +247,83 @@ def test_optimisers_are_those_of_torch(model):
         for group in plain.param_groups: group["lr"] = 1e-3 * group["share"]
         plain.step()
         _update_average(other_average, other, 10_000, 0.9)
-        step.lr.fill_(1e-3)
-        step.weight.fill_(0.1)
-        step.from_gradients()
+        step.from_gradients(1e-3, 0.1)
     matrices = {id(p) for group in optimizer.muon.param_groups for p in group["params"]}
     for m, o in ((model, other), (average, other_average)):
         for p, q, own in zip(m.parameters(), o.parameters(), model.parameters(), strict=True):
             assert torch.allclose(p, q, rtol=1e-5, atol=2e-4 if id(own) in matrices else 1e-6)
+
+
+RUN = TrainSettings(epochs=2, batch_size=16, valid_events=50, save_minutes=1e9, lr=1e-3)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("data") / "tiny", {1: 160, 2: 50})
+
+
+def run_of(data, folder, monkeypatch, settings=RUN, backend=None, **options):
+    "A run with steps on the device, on a CPU: the log, and the weights at its end."
+    folder.mkdir(exist_ok=True)
+    steps = functools.partial(training._DeviceSteps, backend=backend)
+    monkeypatch.setattr(training, "_fits_device_steps", lambda job: True)
+    monkeypatch.setattr(training, "_DeviceSteps", steps)
+    train_ds, valid_ds = (IceCubeDataset(data, batch_ids=[n]) for n in (1, 2))
+    model = new_model("auto")
+    log = training.fit(model, train_ds, valid_ds, folder, settings, progress=False, **options)
+    monkeypatch.undo()
+    return log, model
+
+
+def test_a_run_on_the_device(data, tmp_path, monkeypatch):
+    "The losses of a plain run up to Muon's bfloat16, the same count of events; compiled and eager agree."
+    log, model = run_of(data, tmp_path / "device", monkeypatch)
+    compiled, other = run_of(data, tmp_path / "compiled", monkeypatch, backend="aot_eager")
+    plain = new_model("auto")
+    (tmp_path / "plain").mkdir()
+    train_ds, valid_ds = (IceCubeDataset(data, batch_ids=[n]) for n in (1, 2))
+    expected = training.fit(plain, train_ds, valid_ds, tmp_path / "plain", RUN, progress=False)
+    assert log.step.tolist() == expected.step.tolist() and (log.skipped_steps == 0).all()
+    assert np.allclose(log.train_loss, expected.train_loss, rtol=0.02)
+    assert np.allclose(log.train_loss, compiled.train_loss, rtol=1e-5)
+    assert torch.equal(model.t2.sensors, plain.t2.sensors)     # the detector is back in its place
+
+
+def test_a_run_on_the_device_goes_on_exactly(data, tmp_path, monkeypatch):
+    "Two epochs at once, and one epoch, then a resume."
+    whole, model = run_of(data, tmp_path / "whole", monkeypatch)
+    class Enough(Exception): pass
+
+    def enough(log): raise Enough
+    with pytest.raises(Enough): run_of(data, tmp_path / "parts", monkeypatch, on_epoch=enough)
+    parts, again = run_of(data, tmp_path / "parts", monkeypatch, resume=True)
+    assert np.array_equal(whole.train_loss, parts.train_loss)
+    assert all(map(torch.equal, model.parameters(), again.parameters()))
+
+
+def test_steps_that_are_not_finite_are_named(data, tmp_path, monkeypatch):
+    "The same events as in a plain run, though losses are read together, and half the batches fit no size."
+    def spoil(event_ids, truth): return torch.where((event_ids % 40 == 3)[:, None], torch.nan, truth)
+    settings = dataclasses.replace(RUN, epochs=1, augment=False)
+    def half(sizes): return [Budget(1, 1, int(np.median([s.doms for s in sizes])), 24)]
+    monkeypatch.setattr(training, "choose_budgets", half)
+    log, _ = run_of(data, tmp_path / "device", monkeypatch, settings, targets=spoil)
+    monkeypatch.undo()
+    (tmp_path / "plain").mkdir()
+    train_ds, valid_ds = (IceCubeDataset(data, batch_ids=[n]) for n in (1, 2))
+    plain = training.fit(new_model("auto"), train_ds, valid_ds, tmp_path / "plain", settings, progress=False,
+                         targets=spoil)
+    assert log.skipped_steps.tolist() == plain.skipped_steps.tolist() != [0]
+    named = [(tmp_path / name / "skipped_steps.csv").read_text() for name in ("device", "plain")]
+    assert named[0] == named[1]
+
+
+def test_sizes_estimated_for_a_run_hold_its_batches(data):
+    "Of all batches of an epoch, from the pulses of their events and a sample of DOMs."
+    ds = IceCubeDataset(data, batch_ids=[1])
+    model = new_model("auto")
+    job = mock.Mock(train_ds=ds, model=model, settings=RUN, state=dict(epoch=0))
+    budgets = choose_budgets(training._sizes_of_batches(job))
+    for events in training._epoch_batches(job):
+        padded = pad_to_smallest(packed_batch(ds, events), budgets)
+        assert "real_doms" in padded["metadata"]

@@ -144,19 +144,23 @@ class DeviceStep:
         *inputs, # a batch of fixed size and what else the loss takes; none: no events in this process
     ):
         "Do a step. Nothing is read."
-        self.lr.fill_(lr)
-        self.weight.fill_(weight)
-        if self.capture and inputs and not joined(): result = _replay(self, inputs)
-        elif inputs: result = self.update(_summed(self.gradients(*inputs)))
-        else: result = self.from_gradients()
+        if not inputs: return self.from_gradients(lr, weight)
+        self._set(lr, weight)
+        if self.capture and not joined(): result = _replay(self, inputs)
+        else: result = self.update(_summed(self.gradients(*inputs)))
         self.results.append(result.clone())
 
-    def from_gradients(self, loss:Tensor|None=None) -> Tensor: # (2,)
-        "The update from gradients that lie with the parameters, which are taken away; None: there are none."
+    def from_gradients(self, lr:float, weight:float, loss:Tensor|None=None):
+        "The step from gradients that lie with the parameters, which are taken away; None: there are none."
+        self._set(lr, weight)
         found = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
         for p in self.params: p.grad = None
         loss = torch.zeros_like(self.lr) if loss is None else loss
-        return self.update(_summed(_in_one_vector(found, loss)))
+        self.results.append(self.update(_summed(_in_one_vector(found, loss))).clone())
+
+    def _set(self, lr, weight): # no copy from the host, which would wait
+        self.lr.fill_(lr)
+        self.weight.fill_(weight)
 
     def read(self) -> list: # of (loss or None where the step was skipped), one per step
         "The losses since the last call: the only wait."
@@ -181,7 +185,7 @@ def _compile_options(backend) -> dict:
     mode = dict(mode="max-autotune-no-cudagraphs") if backend == "inductor" else {}
     return dict(backend=backend, fullgraph=True, dynamic=False, **mode)
 
-# %% ../../nbs/45a_device_steps.ipynb #4f39c05b
+# %% ../../nbs/45a_device_steps.ipynb #681df820
 def _update(step, flat): # (P + 1,) gradients and loss -> (2,) loss and finite or not
     "Guard, clip, optimisers, moving average."
     gradients, result, keep = _clipped(flat, step.clip, step.enabled)
