@@ -31,7 +31,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import __version__
-from .augmentation import grid_motions, moved_detector, moved_sensors, moved_targets, perturb
+from iceaggr.augmentation import (
+    draw_random,
+    grid_motions,
+    moved_detector,
+    moved_sensors,
+    moved_targets,
+    perturb,
+    perturb_padded,
+)
 from .common import DataError, atomic_write, progress_bar, shorten
 from .data import IceCubeDataset, split_batches
 from .direction import angles_to_vector, angular_error, vector_to_angles, vmf_loss, vmf_quantile
@@ -458,10 +466,10 @@ def _epoch_loader(
     workers:int, # processes that load
 ): # yields packed batches: of each the share of this process, None where that is empty
     "Load and perturb batches."
-    s, change = job.settings, None
-    if s.augment: change = functools.partial(perturb, seed=s.seed, epoch=job.state["epoch"])
-    if job.device_steps and job.targets is None:
-        change = functools.partial(_change_and_pad, change=change, budgets=job.device_steps.budgets)
+    s, change = job.settings, _perturbation(job)
+    if job.device_steps:
+        later = job.targets is not None      # targets belong to the events without padding
+        change = None if later else functools.partial(_pad_or_change, change, job.device_steps.budgets)
     share = functools.partial(balanced_share, rank=rank(), world_size=world_size())
     packed = PackedBatches(job.train_ds, batches, job.model.settings.max_seq_len, change, share)
     # Forked workers inherit the handler of signals, and so ignore a Ctrl-C. A generator of its own, since
@@ -552,12 +560,17 @@ def _augmented_step(
     with moved_detector(job.model.t2, to_device(batch, job.model.device), motions[k], fixed_point) as moved:
         return train_step(job.model, job.optimizer, moved, s, job.state["lr"])
 
+def _step_seed(job, purpose) -> int:
+    "A seed for one purpose in this step and process."
+    place = job.settings.seed, job.state["epoch"], job.state["batch"]
+    return int(np.random.SeedSequence([*place, purpose, rank()]).generate_state(1)[0])
+
 def _begin_step(job, progress) -> int: # number of the motion of the detector
     "Set the learning rate and the random numbers of a step."
     s, state = job.settings, job.state
     place = [s.seed, state["epoch"], state["batch"]]
     state["lr"] = s.lr * _lr_factor(progress, s.warmup)
-    torch.manual_seed(int(np.random.SeedSequence([*place, 2, rank()]).generate_state(1)[0]))     # dropout
+    torch.manual_seed(_step_seed(job, 2))                      # dropout
     return int(np.random.default_rng([*place, 1]).integers(len(job.motions[0])))
 
 # %% ../nbs/20_training.ipynb #48c39d22
@@ -604,9 +617,15 @@ def _ten_skipped(job):
             f"{remedy}")
 
 # %% ../nbs/20_training.ipynb #90c9f45d
-def _change_and_pad(batch, change, budgets): # in the process that loads
-    "Perturb a batch and bring it to a fixed size, if one holds it."
-    return pad_to_smallest(batch if change is None else change(batch), budgets)
+def _perturbation(job): # function of a packed batch, or None
+    "The augmentation of the present epoch on the CPU."
+    s = job.settings
+    return functools.partial(perturb, seed=s.seed, epoch=job.state["epoch"]) if s.augment else None
+
+def _pad_or_change(change, budgets, batch): # in the process that loads
+    "Bring a batch to a fixed size, to be perturbed on the device; if none holds it, perturb it here."
+    padded = pad_to_smallest(batch, budgets)
+    return padded if change is None or "real_doms" in padded["metadata"] else change(batch)
 
 # %% ../nbs/20_training.ipynb #70aebce3
 _READ_EVERY = 20      # steps
@@ -651,12 +670,14 @@ class _DeviceSteps:
         self.sensors = torch.stack([moved_sensors(sensors, motion, point) for motion in motions])
         self.motions = torch.as_tensor(motions, dtype=torch.float32, device=sensors.device)
         self.steps, self.model, self.settings = [], model, settings
+        self.generator = torch.Generator(sensors.device)
         self.step = DeviceStep(
             model, job.average, job.optimizer, self.loss, settings.batch_size, settings.clip, backend,
             capture=model.device.type == "cuda")
 
-    def loss(self, batch, matrix): # () summed loss
-        "The loss of a batch in a moved detector."
+    def loss(self, batch, matrix, random=None): # () summed loss
+        "The loss of a batch, perturbed, in a moved detector."
+        if random is not None: batch = perturb_padded(batch, random)
         m = batch["metadata"]
         moved = dict(batch, metadata=dict(m, targets=moved_targets(m["targets"], matrix)))
         with _autocast(self.model, self.settings): vector = self.model.vector(moved)
@@ -665,11 +686,10 @@ class _DeviceSteps:
     def add(self, job, batch, events, progress):
         "One step; nothing is read, except in every twentieth."
         state, k = job.state, _begin_step(job, progress)
-        if batch is not None and "real_doms" not in batch["metadata"]:
-            if job.targets is not None: batch = _replace_targets(batch, job.targets)
-            batch = pad_to_smallest(batch, self.budgets)
+        if batch is not None and job.targets is not None: batch = self._with_targets(job, batch)
         state["step"] += 1
         weight = 1 - min(self.settings.ema, (1 + state["step"]) / (10 + state["step"]))
+        self.generator.manual_seed(_step_seed(job, 3))
         own = self.model.t2.sensors
         own.copy_(self.sensors[k])                             # in place: the graph knows this tensor
         try: self._do(batch, state["lr"], weight, self.motions[k])
@@ -677,11 +697,20 @@ class _DeviceSteps:
         self.steps.append((events, state["step"]))
         if len(self.steps) >= _READ_EVERY: self.read(job)
 
+    def _with_targets(self, job, batch):
+        "What the loader does otherwise, with other targets."
+        padded = pad_to_smallest(_replace_targets(batch, job.targets), self.budgets)
+        change = _perturbation(job)
+        if change is None or "real_doms" in padded["metadata"]: return padded
+        return _replace_targets(change(batch), job.targets)
+
     def _do(self, batch, lr, weight, matrix):
         "A step on a batch of fixed size, on none, or on one that is too large for all sizes."
         if batch is None: return self.step(lr, weight)
         batch, m = to_device(batch, self.model.device), batch["metadata"]
-        if "real_doms" in m: return _timed(self.step, lr, weight, batch, matrix)
+        if "real_doms" in m:
+            random = [draw_random(batch, self.generator)] if self.settings.augment else []
+            return _timed(self.step, lr, weight, batch, matrix, *random)
         m = dict(batch["metadata"], targets=moved_targets(batch["metadata"]["targets"], matrix))
         loss = loss_backward(self.model, dict(batch, metadata=m), self.settings)
         self.step.from_gradients(lr, weight, loss)
@@ -693,10 +722,10 @@ class _DeviceSteps:
         self.steps = []
 
 # %% ../nbs/20_training.ipynb #582f3b35
-def _timed(step, lr, weight, batch, matrix):
+def _timed(step, lr, weight, batch, *others):
     "A step; a size that is met for the first time is compiled, which is said."
     known, start = len(step.graphs), time.perf_counter()
-    step(lr, weight, batch, matrix)
+    step(lr, weight, batch, *others)
     if len(step.graphs) > known and rank() == 0:
         tqdm.write(f"steps of {len(batch['packed_sequences'])} sequences compiled in "
                    f"{time.perf_counter() - start:.0f} s (torch keeps the kernels for later runs)")

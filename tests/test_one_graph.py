@@ -6,9 +6,11 @@ import math
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import ks_2samp
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -17,6 +19,7 @@ from torch._subclasses.fake_tensor import (
 from torch.nn.attention import flex_attention as flex
 
 from iceaggr import attention, training
+from iceaggr.augmentation import draw_random, perturb, perturb_padded
 from iceaggr.data import IceCubeDataset
 from iceaggr.engine.budget import Budget, choose_budgets, pad_batch, pad_to_smallest, size_of
 from iceaggr.engine.device_steps import DeviceStep
@@ -122,7 +125,9 @@ def test_every_batch_fits_one_of_three_sizes():
 def device_step(model, n_events, average=None, **options):
     "A step of a model on batches of so many events, and the moving average."
     average = average or copy.deepcopy(model)
-    def loss(batch): return _batch_loss(model.vector(batch), batch)
+    def loss(batch, random=None):
+        if random is not None: batch = perturb_padded(batch, random)
+        return _batch_loss(model.vector(batch), batch)
     optimizer = MuonAdamW(model, 1e-3)
     return DeviceStep(model, average, optimizer, loss, n_events, 1., **options), average, optimizer
 
@@ -145,12 +150,13 @@ def fake_step(batch, pad):
         fakes = {k: fake(v) for k, v in batch.items() if k != "metadata"}
         fakes["metadata"] = {k: fake(v) for k, v in batch["metadata"].items()}
         step, _, _ = device_step(model, 8, HierarchicalTransformer(SMALL))
-        step(1e-3, 1e-3, fakes)
+        random = [draw_random(fakes, None)] if pad else []
+        step(1e-3, 1e-3, fakes, *random)
         return step.results
 
 
 def test_no_host_read_in_a_whole_step(batch):
-    "Forward, loss, backward, clipping, guard, optimisers and average, with masks of FlexAttention."
+    "Augmentation, forward with FlexAttention's masks, loss, backward, clipping, guard, optimisers, average."
     result, = fake_step(batch, pad=True)
     assert result.shape == (2,)
     with pytest.raises(DataDependentOutputException): result.tolist()
@@ -170,12 +176,13 @@ def test_path_of_cuda_compiles_without_a_break(batch, model):
     with mock.patch.object(flex, "_validate_device", lambda q, k, v: None):       # refuses CPUs
         step, _, _ = device_step(model, 8, backend="aot_eager")
         torch._dynamo.utils.counters.clear()
-        for _ in range(2): step(1e-3, 1e-3, padded_by(batch))
+        padded = padded_by(batch)
+        for i in range(2): step(1e-3, 1e-3, padded, draw_random(padded, generator(i)))
     losses = step.read()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2        # loss and update
     assert not torch._dynamo.utils.counters["graph_break"]
     expected, _, _ = device_step(new_model("dense"), 8)
-    for _ in range(2): expected(1e-3, 1e-3, padded_by(batch))
+    for i in range(2): expected(1e-3, 1e-3, padded, draw_random(padded, generator(i)))
     assert np.allclose(losses, expected.read(), rtol=1e-5)
 
 
@@ -327,3 +334,83 @@ def test_sizes_estimated_for_a_run_hold_its_batches(data):
     for events in training._epoch_batches(job):
         padded = pad_to_smallest(packed_batch(ds, events), budgets)
         assert "real_doms" in padded["metadata"]
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def sorted_pulses(batch):
+    "Pulses by (event, sensor, time), with the number of the event."
+    m, mask = batch["metadata"], batch["dom_mask"]
+    pulses, event = batch["packed_sequences"][mask], m["dom_to_event_idx"][m["global_dom_ids"][mask]]
+    table = torch.cat([event[:, None].float(), pulses], 1).double().numpy()
+    return table[np.lexsort((table[:, 2], table[:, 1], table[:, 3], table[:, 0]))]
+
+
+def test_perturbed_batch_is_that_of_its_pulses(ppc_events):
+    "The pulses that stay, packed alone by the CPU: the same tables, vectors and gradients."
+    batch = collate_dom_packing(ppc_events[:24], 128)
+    perturbed = perturb_padded(padded_by(batch), draw_random(padded_by(batch), generator(3)))
+    table = sorted_pulses(perturbed)
+    assert 0 < len(table) < int(batch["dom_mask"].sum())
+    order = np.lexsort((table[:, 1], table[:, 0]))
+    kept = [table[order][table[order][:, 0] == i, 1:] for i in range(24)]
+    events = [dict(e, pulse_features=torch.tensor(p).float()) for e, p in zip(ppc_events, kept, strict=False)]
+    expected = collate_dom_packing(events, 128)
+    m, own, real = expected["metadata"], perturbed["metadata"], perturbed["metadata"]["real_doms"]
+    for key in ("sensor_ids", "dom_to_event_idx"): assert torch.equal(own[key][real], m[key])
+    assert torch.allclose(own["dom_features"][real], m["dom_features"], rtol=1e-6)
+    for key in ("event_times", "event_dom_counts"): assert torch.equal(own[key][:24], m[key])
+    model = new_model().double()
+    loss, gradients = loss_and_gradients(model, expected, "grouped")
+    padded_loss, others = loss_and_gradients(model, perturbed, "dense")
+    assert abs(loss - padded_loss) < 1e-6 * abs(loss)
+    for a, b in zip(gradients, others, strict=True): assert (a - b).norm() <= 1e-5 * a.norm() + 1e-9
+
+
+@pytest.fixture(scope="module")
+def ppc_events(ppc_root):
+    ds = IceCubeDataset(ppc_root, batch_ids=[1], max_events=200)
+    return [ds[i] for i in range(64)]
+
+
+def changes(batch, perturbed):
+    "Of one perturbation: shares of DOMs and noise that are left out, by event, and changes of what stays."
+    def keyed(b):
+        table = sorted_pulses(b)
+        return pd.DataFrame(table, columns=["event", "time", "charge", "sensor", "aux"])
+    before, after = keyed(batch), keyed(perturbed)
+    events = before.event.unique()
+    def count(t, n): return t.groupby("event").size().reindex(events, fill_value=0) / n
+    noise = count(after[after.aux > 0.5], before[before.aux > 0.5].groupby("event").size()).fillna(1.)
+    hits = before.groupby("event").sensor.nunique()
+    doms = after.groupby("event").sensor.nunique().reindex(events, fill_value=0) / hits
+    both = before.drop_duplicates(["event", "sensor"], keep=False).merge(
+        after.drop_duplicates(["event", "sensor"], keep=False), on=["event", "sensor", "aux"])
+    lone = both[(both.time_x - both.time_y).abs() < 12]        # the same pulse: other pulses lie further off
+    shifts, factors = lone.time_y - lone.time_x, np.log(lone.charge_y / lone.charge_x)
+    return dict(noise=noise, doms=doms, shifts=shifts, factors=factors)
+
+
+def test_perturbations_have_the_distribution_of_the_cpu(ppc_events):
+    "Kolmogorov and Smirnov's test of four quantities, over forty epochs of the same events."
+    batch = collate_dom_packing(ppc_events)
+    fixed = padded_by(batch)
+    found = [(changes(batch, perturb(batch, seed=1, epoch=i)),
+              changes(batch, perturb_padded(fixed, draw_random(fixed, generator(i))))) for i in range(40)]
+    for name in ("noise", "doms", "shifts", "factors"):
+        host, device = (np.concatenate([pair[i][name] for pair in found]) for i in (0, 1))
+        assert len(host) > 2_000
+        assert ks_2samp(host, device).pvalue > 1e-3, name
+    assert abs(device.std() - 0.1) < 0.005 and abs(device.mean()) < 0.005
+
+
+def test_small_events_stay_complete(events):
+    "An event that would keep fewer than six pulses keeps all, as on the CPU; the same seed gives the same."
+    few = [dict(e, pulse_features=e["pulse_features"][:6]) for e in events]
+    fixed = padded_by(collate_dom_packing(few, 128))
+    first, same, other = (perturb_padded(fixed, draw_random(fixed, generator(seed))) for seed in (0, 0, 1))
+    assert torch.equal(first["dom_mask"].sum(), fixed["dom_mask"].sum())
+    assert torch.equal(first["packed_sequences"], same["packed_sequences"])
+    assert not torch.equal(first["packed_sequences"], other["packed_sequences"])
