@@ -200,6 +200,10 @@ def test_operations_of_a_step_are_bounded(batch):
     with OperationCounter() as counter: step(1e-3, 1e-3, padded)
     assert not counter.host_reads
     assert counter.operations.total() < 1_600
+    with OperationCounter() as counter: step(1e-3, 1e-3, padded, draw_random(padded, generator(0)))
+    assert not counter.host_reads
+    assert not any("lift_fresh" in name for name in counter.operations)       # constants travel from the host
+    assert counter.operations.total() < 1_720
 
 
 def test_twenty_steps_compiled_and_eager(events):
