@@ -228,8 +228,8 @@ def _kept_doms(m, keep, time, charge) -> tuple: # tables of DOMs and events, (D,
     hit = count > 0
     order = torch.argsort((~hit).byte(), stable=True)
     number = torch.empty_like(order).scatter(0, order, torch.arange(n, device=order.device))
-    features = torch.stack([first, total.to(first.dtype), count.to(first.dtype)], 1)
-    features = torch.where(hit[:, None], features, features.new_tensor([0., 1., 1.]))[order]
+    columns = (first, 0.), (total.to(first.dtype), 1.), (count.to(first.dtype), 1.)
+    features = torch.stack([torch.where(hit, x, padding) for x, padding in columns], 1)[order]
     hit, last = hit[order], len(m["event_ids"]) - 1
     event = torch.where(hit, m["dom_to_event_idx"][order], last)
     counts = torch.zeros_like(m["event_dom_counts"]).index_add(0, event, hit.long())

@@ -451,12 +451,12 @@ def _stop_signal(): # yields an Event that is set on Ctrl-C or SIGTERM
     finally: restore()
 
 # %% ../nbs/20_training.ipynb #645a692e
-def _epoch_batches(job): # list of arrays of numbers of events, the batches of all processes together
-    "The batches of the present epoch: a function of the seed and the epoch."
+def _epoch_batches(job, epoch=None): # list of arrays of numbers of events, for all processes together
+    "The batches of an epoch (None: the present one): a function of the seed and the epoch."
     s = job.settings
     sampler = EventBatchSampler(job.train_ds, s.batch_size, seed=s.seed, max_pulses=s.max_pulses,
                                 like_size=False, leave_out=s.held_out)
-    sampler.set_epoch(job.state["epoch"])
+    sampler.set_epoch(job.state["epoch"] if epoch is None else epoch)
     return [np.array(b) for b in sampler]
 
 # %% ../nbs/20_training.ipynb #b83c531f
@@ -640,7 +640,7 @@ def _fits_device_steps(job) -> bool:
 
 # %% ../nbs/20_training.ipynb #784e1cbe
 def _sizes_of_batches(job) -> list: # of Budget
-    "About the sizes of the batches of the present epoch, for this process."
+    "About the sizes of the batches of the first epoch, for this process."
     ds, L = job.train_ds, job.model.settings.max_seq_len
     chosen = sample_events(ds, 300)
     m = packed_batch(ds, chosen, L)["metadata"]
@@ -649,7 +649,7 @@ def _sizes_of_batches(job) -> list: # of Budget
     order = np.argsort(ds.n_pulses[chosen], kind="stable")
     known, doms, several = (x[order] for x in (ds.n_pulses[chosen], m["event_dom_counts"].numpy(), several))
     sizes = []
-    for events in _epoch_batches(job):
+    for events in _epoch_batches(job, epoch=0):      # the same after a resume
         n = ds.n_pulses[events]
         n = n[balanced_share(n, rank(), world_size())]
         like = np.searchsorted(known, n).clip(max=len(known) - 1)
@@ -725,7 +725,11 @@ class _DeviceSteps:
 def _timed(step, lr, weight, batch, *others):
     "A step; a size that is met for the first time is compiled, which is said."
     known, start = len(step.graphs), time.perf_counter()
-    step(lr, weight, batch, *others)
+    try: step(lr, weight, batch, *others)
+    except torch._dynamo.exc.TorchDynamoException as e:
+        reason = str(e).splitlines()[0]
+        raise RuntimeError(f"the training step cannot be compiled here ({reason}): train with --no-compile, "
+                           "in Python TrainSettings(compile=False)") from e
     if len(step.graphs) > known and rank() == 0:
         tqdm.write(f"steps of {len(batch['packed_sequences'])} sequences compiled in "
                    f"{time.perf_counter() - start:.0f} s (torch keeps the kernels for later runs)")
