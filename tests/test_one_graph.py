@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import ended, launch
 from scipy.stats import ks_2samp
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -21,6 +22,7 @@ from torch.nn.attention import flex_attention as flex
 from iceaggr import attention, training
 from iceaggr.augmentation import draw_random, perturb, perturb_padded
 from iceaggr.data import IceCubeDataset
+from iceaggr.engine import distributed
 from iceaggr.engine.budget import Budget, choose_budgets, pad_batch, pad_to_smallest, size_of
 from iceaggr.engine.device_steps import DeviceStep
 from iceaggr.engine.loading import packed_batch
@@ -418,3 +420,40 @@ def test_small_events_stay_complete(events):
     assert torch.equal(first["dom_mask"].sum(), fixed["dom_mask"].sum())
     assert torch.equal(first["packed_sequences"], same["packed_sequences"])
     assert not torch.equal(first["packed_sequences"], other["packed_sequences"])
+
+
+def fit_on_device(data, run):
+    "Train on the device in double precision, on a CPU, without augmentation."
+    training._fits_device_steps = lambda job: True
+    training._DeviceSteps = functools.partial(training._DeviceSteps, backend=None)
+    with distributed.process_group("cpu"):
+        train_ds, valid_ds = (IceCubeDataset(data, batch_ids=[n]) for n in (1, 2))
+        model = new_model("auto").double()
+        run.mkdir(exist_ok=True)
+        settings = dataclasses.replace(RUN, augment=False)
+        training.fit(model, train_ds, valid_ds, run, settings, progress=False)
+
+
+def test_two_processes_on_the_device(data, tmp_path):
+    "The weights of one process: all gradients and the loss are one message per step."
+    out = tmp_path / "out"
+    processes = [launch(out, fit_on_device, data, tmp_path / str(world), world=world) for world in (2, None)]
+    assert [ended(p) for p in processes] == [[0, 0], [0]], out.read_text()
+    one, two = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("None", "2"))
+    assert one["step"] == two["step"] > 10
+    for key, weights in one["model"].items():
+        assert torch.allclose(weights, two["model"][key], rtol=0, atol=1e-6), key
+
+
+@pytest.mark.slow
+def test_inductor_compiles_the_step(batch):
+    "The compiler that a GPU uses, here for a CPU: augmentation, loss and update; needs a C++ compiler."
+    losses, padded = [], padded_by(batch)
+    for backend in (None, "inductor"):
+        step, _, _ = device_step(new_model(), 8)
+        if backend:
+            step.loss, step.update = (torch.compile(f, fullgraph=True, dynamic=False)
+                                      for f in (step.loss, step.update))
+        for i in range(5): step(1e-3, 1e-3, padded, draw_random(padded, generator(i)))
+        losses.append(step.read())
+    assert np.allclose(*losses, rtol=1e-5)

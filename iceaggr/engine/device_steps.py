@@ -129,7 +129,9 @@ class DeviceStep:
         self.lr, self.weight = (self.params[0].new_zeros(()) for _ in range(2))
         self.enabled = torch.ones_like(self.lr, dtype=torch.bool)
         options = _compile_options(backend)
-        self.loss = torch.compile(loss, **options) if options else loss
+        # The products of the loss are worth a search for the fastest kernel, those of Muon are too small.
+        best = dict(mode="max-autotune-no-cudagraphs") if backend == "inductor" else {}
+        self.loss = torch.compile(loss, **options, **best) if options else loss
         update = torch.no_grad()(functools.partial(_update, self))
         self.update = torch.compile(update, **options) if options else update
 
@@ -183,8 +185,7 @@ def _compile_options(backend) -> dict:
     if backend is None: return {}
     # Sizes of batches, with and without gradients: more than dynamo's default of eight.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
-    mode = dict(mode="max-autotune-no-cudagraphs") if backend == "inductor" else {}
-    return dict(backend=backend, fullgraph=True, dynamic=False, **mode)
+    return dict(backend=backend, fullgraph=True, dynamic=False)
 
 # %% ../../nbs/45a_device_steps.ipynb #681df820
 def _update(step, flat): # (P + 1,) gradients and loss -> (2,) loss and finite or not
