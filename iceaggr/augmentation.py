@@ -15,6 +15,7 @@ from torch import Tensor
 from .dom_transformer import pulses_by_dom
 from .geometry import Geometry
 from .packing import describe_batch, group_doms, make_batch
+from .pulses import event_time_reference
 
 # %% ../nbs/21_augmentation.ipynb #27d71b22
 def grid_axis(
@@ -62,6 +63,16 @@ def _matching_shares(xy, motions, point, tolerance): # (12,)
     distance = np.linalg.norm(image[:, :, None] - xy, axis=3)    # (12, n, n)
     return (distance.min(2) < tolerance).mean(1)
 
+# %% ../nbs/21_augmentation.ipynb #86244595
+def moved_targets(
+    targets:Tensor, # (B, 2) azimuth, zenith [rad]
+    matrix:Tensor, # (2, 2) orthogonal
+) -> Tensor: # (B, 2)
+    "Directions after a motion of the detector."
+    azimuth, zenith = targets.T
+    x, y = matrix @ torch.stack([azimuth.cos(), azimuth.sin()])
+    return torch.stack([torch.atan2(y, x), zenith], 1)
+
 # %% ../nbs/21_augmentation.ipynb #a603b8e6
 def moved_sensors(
     sensors:Tensor, # (N, F) position [m] and other features
@@ -85,11 +96,8 @@ def moved_detector(
     "Move the sensors of T2 for the duration of a `with` block."
     sensors, m = t2.sensors, batch["metadata"]
     matrix = torch.as_tensor(motion, dtype=torch.float32, device=sensors.device)
-    azimuth, zenith = m["targets"].T
-    x, y = matrix @ torch.stack([azimuth.cos(), azimuth.sin()])
-    targets = torch.stack([torch.atan2(y, x), zenith], 1)
     t2.sensors = moved_sensors(sensors, motion, point)
-    try: yield dict(batch, metadata=dict(m, targets=targets))
+    try: yield dict(batch, metadata=dict(m, targets=moved_targets(m["targets"], matrix)))
     finally: t2.sensors = sensors
 
 # %% ../nbs/21_augmentation.ipynb #af72de53
@@ -166,3 +174,66 @@ def _pack(pulses, event, batch):
     metadata = describe_batch(doms, event_of_dom, ids, m["targets"], dom_counts)
     first = np.cumsum(counts) - counts
     return make_batch(doms["pulses"], first, counts, metadata, batch["packed_sequences"].shape[1])
+
+# %% ../nbs/21_augmentation.ipynb #38bfe1e6
+def draw_random(
+    batch:dict, # of fixed size, on the device
+    generator:torch.Generator, # of that device
+) -> tuple: # uniform per event (B,), DOM (D,) and pulse (S, L); normal (2, S, L) for times and charges
+    "The random numbers of a perturbation."
+    m, like = batch["metadata"], dict(generator=generator, device=batch["dom_mask"].device)
+    uniform = [torch.rand(shape, **like) for shape in (len(m["event_ids"]), len(m["sensor_ids"]))]
+    shape = batch["dom_mask"].shape
+    return (*uniform, torch.rand(shape, **like), torch.randn(2, *shape, **like))
+
+# %% ../nbs/21_augmentation.ipynb #ba23a7d5
+@torch.no_grad()
+def perturb_padded(
+    batch:dict, # of fixed size
+    random:tuple, # from `draw_random`
+) -> dict: # of the same size
+    "`perturb` for a batch of fixed size, without a number that the host must know."
+    keep, (_, _, _, (shift, factor)) = _kept_cells(batch, random), random
+    time, charge, *rest = batch["packed_sequences"].unbind(-1)
+    time, charge = time + _TIME_JITTER * shift, charge * (_CHARGE_JITTER * factor).exp()
+    doms, number = _kept_doms(batch["metadata"], keep, time, charge)
+    order = torch.argsort((~keep).byte(), dim=1, stable=True)                 # what stays comes first
+    keep = keep.gather(1, order)
+    def cells(x, fill): return torch.where(keep, x.gather(1, order), fill)
+    ids = batch["metadata"]["global_dom_ids"]
+    metadata = dict(batch["metadata"], **doms, global_dom_ids=cells(number[ids.clamp(min=0)], -1))
+    pulses = torch.stack([cells(x, 0.) for x in (time, charge, *rest)], -1)
+    boundaries = cells(batch["dom_boundaries"], -1)
+    return dict(packed_sequences=pulses, dom_boundaries=boundaries, dom_mask=keep, metadata=metadata)
+
+# %% ../nbs/21_augmentation.ipynb #a1033646
+def _kept_cells(batch, random) -> Tensor: # (S, L) bool
+    "The pulses that stay: see `_kept_pulses`."
+    m, real, (share, dead, noise, _) = batch["metadata"], batch["dom_mask"], random
+    dom = m["global_dom_ids"].clamp(min=0)
+    event = m["dom_to_event_idx"][dom]
+    out = (batch["packed_sequences"][..., 3] > 0.5) & (noise < _NOISE_OUT * share[event])
+    keep = real & ~out & (dead >= _DOMS_OUT)[dom]
+    kept = torch.zeros_like(m["event_ids"]).index_add(0, event.flatten(), keep.flatten().long())
+    return keep | (real & (kept < _MIN_PULSES)[event])
+
+# %% ../nbs/21_augmentation.ipynb #76ad4510
+def _kept_doms(m, keep, time, charge) -> tuple: # tables of DOMs and events, (D,) new number of each DOM
+    "The DOMs of the pulses that stay, those without a pulse at the end."
+    dom, n = m["global_dom_ids"].clamp(min=0).flatten(), len(m["sensor_ids"])
+    keep, time, charge = keep.flatten(), time.flatten(), charge.flatten()
+    count = torch.zeros_like(m["sensor_ids"]).index_add(0, dom, keep.long())
+    total = count.double().new_zeros(n).index_add(0, dom, torch.where(keep, charge, 0.).double())
+    first = time.new_full((n,), torch.inf).scatter_reduce(0, dom, torch.where(keep, time, torch.inf), "amin")
+    hit = count > 0
+    order = torch.argsort((~hit).byte(), stable=True)
+    number = torch.empty_like(order).scatter(0, order, torch.arange(n, device=order.device))
+    columns = (first, 0.), (total.to(first.dtype), 1.), (count.to(first.dtype), 1.)
+    features = torch.stack([torch.where(hit, x, padding) for x, padding in columns], 1)[order]
+    hit, last = hit[order], len(m["event_ids"]) - 1
+    event = torch.where(hit, m["dom_to_event_idx"][order], last)
+    counts = torch.zeros_like(m["event_dom_counts"]).index_add(0, event, hit.long())
+    times = event_time_reference(features[:, 0], features[:, 1], event, last + 1)
+    doms = dict(real_doms=hit, dom_features=features, dom_to_event_idx=event, event_times=times,
+                sensor_ids=m["sensor_ids"][order], event_dom_counts=counts)
+    return doms, number

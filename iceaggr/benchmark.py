@@ -7,6 +7,7 @@ __all__ = ['run_benchmarks']
 
 # %% ../nbs/51_benchmarks.ipynb #m0000002
 import copy
+import functools
 import json
 import os
 import platform
@@ -32,7 +33,9 @@ from .common import atomic_write, make_folder, progress_bar
 from .data import IceCubeDataset
 from .direction import angles_to_vector, angular_error
 from .dom_transformer import padded_t1
-from .engine.checkpoints import source_commit
+from .engine.budget import choose_budgets, pad_to_smallest, size_of
+from .engine.checkpoints import new_state, source_commit
+from .engine.device_steps import DeviceStep
 from .engine.loading import EventBatchSampler, PackedBatches, packed_batch
 from .engine.prepare import prepare
 from .geometry import Geometry
@@ -42,8 +45,27 @@ from .model import HierarchicalTransformer, model_settings, padded_step, padded_
 from .packing import collate_dom_packing, reference_collate, to_device
 from .simulation.dataset import demo_dataset
 from .style import AMBER, BLUE, GREEN, GREY, ORANGE, PINK, new_figure
-from .training import MuonAdamW, TrainSettings, keep_random_state, train_step
-from .yardsticks import FullPulseTransformer, batch_operations, padded_events, pile_up
+from iceaggr.training import (
+    MuonAdamW,
+    TrainSettings,
+    _batch_loss,
+    _choose_motions,
+    _DeviceSteps,
+    _epoch_batches,
+    _epoch_loader,
+    _Job,
+    _plain_step,
+    _read_losses,
+    keep_random_state,
+    train_step,
+)
+from iceaggr.yardsticks import (
+    FullPulseTransformer,
+    OperationCounter,
+    batch_operations,
+    padded_events,
+    pile_up,
+)
 
 # %% ../nbs/51_benchmarks.ipynb #74d02a32
 def now(device="cpu") -> float: # seconds
@@ -277,6 +299,24 @@ def measure_latency(b:Bench) -> dict:
     def predict(): b.model.direction(to_device(collate_dom_packing([next(events)], b.L), b.device))
     t = medians({"event": predict}, 10 if b.quick else 200, b.device, warm=10)
     return dict(seconds=t["event"])
+
+# %% ../nbs/51_benchmarks.ipynb #61ca1c67
+def measure_graph(b:Bench) -> dict:
+    "Operations and host reads of a plain step and of a step on the device."
+    model = copy.deepcopy(b.model).cpu().train()
+    model.t1.kernel = model.t2.kernel = "dense"
+    batch = collate_dom_packing(b.events[:8], 128)
+    padded = pad_to_smallest(batch, choose_budgets([size_of(batch)]))
+    def loss(x): return _batch_loss(model.vector(x), x)
+    optimizer, settings = MuonAdamW(model, 0.0), TrainSettings(batch_size=8)
+    step = DeviceStep(model, copy.deepcopy(model), optimizer, loss, 8, settings.clip)
+    calls = {"plain": lambda: train_step(model, optimizer, batch, settings, 0.0),
+             "device": lambda: step(0.0, 0.0, padded)}
+    found = {}
+    for name, call in calls.items():
+        with OperationCounter() as counter: call()
+        found[name] = dict(operations=counter.operations.total(), host_reads=counter.host_reads.total())
+    return found
 
 # %% ../nbs/51_benchmarks.ipynb #2579fa2e
 def training_loader(b:Bench, batch_size:int, steps:int, **options) -> torch.utils.data.DataLoader:
@@ -516,15 +556,90 @@ def cuda_loop(b:Bench, step:"callable", batch_size:int) -> dict:
 
 # %% ../nbs/51_benchmarks.ipynb #5e58bfa4
 def cuda_loops(b:Bench) -> dict:
-    "Inference and training from prepared files."
-    optimizer, settings = b.optimizer(), TrainSettings(batch_size=128, precision="bfloat16")
-
+    "Inference from prepared files, batches as they are."
     def infer(batch):
         with torch.no_grad(), b.autocast(): b.model.direction(batch)
 
-    def learn(batch): train_step(b.model, optimizer, batch, settings, 0.0)
+    return dict(inference=cuda_loop(b, infer, 512))
 
-    return dict(inference=cuda_loop(b, infer, 512), training=cuda_loop(b, learn, 512))
+# %% ../nbs/51_benchmarks.ipynb #180ed06b
+def cuda_training(
+    b:Bench,
+    precision:str="bfloat16",
+    compiled:bool=True, # steps on the device, compiled and recorded
+    backend:str="inductor", # of torch.compile
+    batch_size:int=512,
+) -> dict:
+    "Events per second of training from prepared files, compile time, recompiles, memory, shapes."
+    job = _training_job(b, batch_size, precision)
+    start = now(b.device)
+    if compiled: job.device_steps = _DeviceSteps(job, backend)
+    batches = _epoch_batches(job)
+    batches = [batches[i % len(batches)] for i in range(4 if b.quick else 40)]
+    first = _training_pass(b, job, batches)
+    graphs = compiled_graphs()
+    if b.cuda: torch.cuda.reset_peak_memory_stats(b.device)
+    seconds, events = _training_pass(b, job, batches), sum(map(len, batches))
+    shapes = len(job.device_steps.budgets) if compiled else None
+    return dict(events_per_s=events / seconds, seconds=seconds, start_seconds=now(b.device) - start - seconds,
+                first_pass_seconds=first, new_graphs=compiled_graphs() - graphs, shapes=shapes,
+                loss=job.state["epoch_loss"] / max(job.state["epoch_events"], 1),
+                skipped=job.state["epoch_skipped"],
+                bytes=torch.cuda.max_memory_allocated(b.device) if b.cuda else None,
+                **_matrix_share(b, batches, seconds, precision))
+
+# %% ../nbs/51_benchmarks.ipynb #50ace32f
+def _training_job(b, batch_size, precision) -> _Job:
+    "A run without validation, on a copy of the model."
+    settings = TrainSettings(batch_size=batch_size, max_pulses=262_144, precision=precision, lr=1e-4)
+    model = copy.deepcopy(b.model).train()
+    motions = _choose_motions(b.prepared, settings)
+    return _Job(b.folder, model, copy.deepcopy(model), MuonAdamW(model, settings.lr), b.prepared, b.prepared,
+                None, np.arange(0), motions, settings, new_state(), None, False)
+
+def _training_pass(b, job, batches) -> float: # seconds
+    "The steps of an epoch on these batches."
+    start = now(b.device)
+    loader = _epoch_loader(job, batches, min(8, os.cpu_count()) if b.cuda else 0)
+    for events, batch in zip(batches, loader, strict=True):
+        step = job.device_steps.add if job.device_steps else _plain_step
+        step(job, batch, events, 0.5)
+        job.state["batch"] += 1
+    _read_losses(job)
+    return now(b.device) - start
+
+def _matrix_share(b, batches, seconds, precision) -> dict:
+    "Operations per second of training, and their share of the best matrix product."
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    batch = packed_batch(b.prepared, batches[0], b.L)
+    per_event = batch_operations(batch, b.model)["T1 + T2"] / len(batches[0])
+    pulses = int(batch["dom_mask"].sum())
+    calls, operations = matrix_products(b.model.settings.dom_d_model, pulses, b.device, dtype)
+    t = medians(calls, b.runs, b.device)
+    best = max(operations[name] / t[name] for name in calls)
+    achieved = 3 * per_event * sum(map(len, batches)) / seconds
+    return dict(achieved_per_s=achieved, best_product_per_s=best, matrix_share=achieved / best)
+
+# %% ../nbs/51_benchmarks.ipynb #73e98d8e
+@torch.no_grad()
+def cuda_inference_compiled(b:Bench, backend:str="inductor") -> dict:
+    "Events per second, and the seconds that compiling takes."
+    mode = dict(mode="max-autotune") if backend == "inductor" else {}      # with CUDA graphs
+    vector = torch.compile(b.model.vector, backend=backend, fullgraph=True, dynamic=False, **mode)
+    events = b.dataset.__getitems__(range(min(16 if b.quick else 4_096, len(b.dataset))))
+    rates, compiling = {}, {}
+    for n in sorted({min(n, len(events)) for n in (512, 4_096)}):
+        batch = collate_dom_packing(events[:n], b.L)
+        batch = to_device(pad_to_smallest(batch, choose_budgets([size_of(batch)], margin=1.)), b.device)
+
+        def run(batch=batch):
+            with b.autocast(): vector(batch)
+
+        start = now(b.device)
+        run()
+        compiling[str(n)] = now(b.device) - start
+        rates[str(n)] = n / medians({"": run}, 4 * b.runs, b.device, warm=3)[""]
+    return dict(events_per_s=rates, best_events_per_s=max(rates.values()), compile_seconds=compiling)
 
 # %% ../nbs/51_benchmarks.ipynb #d481db3b
 def cuda_memory(b:Bench) -> dict:
@@ -558,12 +673,16 @@ def cuda_exactness(b:Bench) -> dict:
 # %% ../nbs/51_benchmarks.ipynb #eab56a2a
 MEASUREMENTS = dict(
     collate=measure_collate, rates=measure_rates, inference=measure_inference, bfloat16=measure_bfloat16,
-    training=measure_training, latency=measure_latency, waiting=measure_waiting, extreme=measure_extreme,
-    prepare=measure_prepare, sizes=measure_sizes, packing=measure_packing)
+    training=measure_training, graph=measure_graph, latency=measure_latency, waiting=measure_waiting,
+    extreme=measure_extreme, prepare=measure_prepare, sizes=measure_sizes, packing=measure_packing)
 CPU_MEASUREMENTS = dict(MEASUREMENTS, neighbours=measure_neighbours, memory=measure_memory)
-CUDA_MEASUREMENTS = dict(
-    MEASUREMENTS, cuda_inference=cuda_inference, cuda_loops=cuda_loops, cuda_memory=cuda_memory,
-    cuda_exactness=cuda_exactness)
+CUDA_MEASUREMENTS = dict(     # what only a GPU can say comes first: a run that is stopped keeps it
+    graph=measure_graph, cuda_training_bfloat16=cuda_training,
+    cuda_training_plain=functools.partial(cuda_training, compiled=False), cuda_inference=cuda_inference,
+    cuda_inference_compiled=cuda_inference_compiled, cuda_loops=cuda_loops,
+    cuda_training_float32=functools.partial(cuda_training, precision="float32"),
+    cuda_memory=cuda_memory, cuda_exactness=cuda_exactness)
+CUDA_MEASUREMENTS |= {name: measure for name, measure in MEASUREMENTS.items() if name != "graph"}
 
 # %% ../nbs/51_benchmarks.ipynb #997df7ef
 WANTED = [     # measure, where it is in the results, at least or at most, aim, unit, size of the unit
@@ -576,6 +695,8 @@ WANTED = [     # measure, where it is in the results, at least or at most, aim, 
     ("bfloat16 against float32 inference", "bfloat16.ratio", ">=", 1.4, "x", 1),
     ("change of the mean error in bfloat16", "bfloat16.error_change", "<=", 1, "%", 0.01),
     ("one event of 60 pulses, pulses to direction", "latency.seconds", "<=", 12, "ms", 1e-3),
+    ("host reads of a step on the device", "graph.device.host_reads", "<=", 0, "", 1),
+    ("operations of a step on the device", "graph.device.operations", "<=", 1_700, "", 1),
     ("training time spent waiting for data", "waiting.share", "<=", 3, "%", 0.01),
     ("time beside a busy process, against alone", "neighbours.largest", "<=", 2.3, "x", 1),
     ("memory, inference, 150,000 pulses", "memory.extreme.inference", "<=", 300, "MB", 1e6),
@@ -588,9 +709,14 @@ WANTED = [     # measure, where it is in the results, at least or at most, aim, 
 CUDA_WANTED = [
     ("inference, tensors on the device", "cuda_inference.best_events_per_s", ">=", 100_000, "events/s", 1),
     ("inference, prepared files", "cuda_loops.inference.events_per_s", ">=", 30_000, "events/s", 1),
-    ("training, prepared files", "cuda_loops.training.events_per_s", ">=", 30_000, "events/s", 1),
+    ("inference, compiled", "cuda_inference_compiled.best_events_per_s", ">=", 100_000, "events/s", 1),
+    ("training, bfloat16, compiled", "cuda_training_bfloat16.events_per_s", ">=", 30_000, "events/s", 1),
+    ("training, float32, compiled", "cuda_training_float32.events_per_s", ">=", 15_000, "events/s", 1),
+    ("training, bfloat16, not compiled", "cuda_training_plain.events_per_s", ">=", 10_000, "events/s", 1),
+    ("of the matrix rate, training, bfloat16", "cuda_training_bfloat16.matrix_share", ">=", 5, "%", 0.01),
     ("graphs compiled after warm-up, inference", "cuda_loops.inference.new_graphs", "<=", 0, "", 1),
-    ("graphs compiled after warm-up, training", "cuda_loops.training.new_graphs", "<=", 0, "", 1),
+    ("graphs compiled after warm-up, training", "cuda_training_bfloat16.new_graphs", "<=", 0, "", 1),
+    ("shapes of a training run", "cuda_training_bfloat16.shapes", "<=", 3, "", 1),
     ("GPU memory, 128 events", "cuda_memory.batch", "<=", 0.15, "GB", 1e9),
     ("GPU memory, 150,000 pulses", "cuda_memory.extreme", "<=", 0.4, "GB", 1e9),
     ("both ways of attention against float64", "cuda_exactness.largest", "<=", 3, "%", 0.01),

@@ -653,6 +653,9 @@ def _machine_options(p):
                         "GPU. On a CPU all cores are used: OMP_NUM_THREADS=1 is faster beside other programs")
     p.add_argument("--workers", type=_processes, default=0,
                    help="processes that load data, for each that trains; 0 loads in the main process")
+    p.add_argument("--no-compile", dest="compile", action="store_false", default=None,
+                   help="on a GPU: batches as they are and eager steps, in place of fixed sizes and one "
+                        "compiled graph; a CPU always does so")
 
 # %% ../nbs/49_cli.ipynb #51526183
 def _predict_options(p):

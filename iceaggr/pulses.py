@@ -152,18 +152,22 @@ def event_time_reference(
     return torch.where(total > 0, time, torch.zeros_like(time))
 
 # %% ../nbs/06_pulses.ipynb #1c3a99ed
+def _is_traced(x) -> bool:
+    "Whether a graph is recorded, or a tensor holds no data: then the operations of a GPU are used."
+    return torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
+
 def _by_event_and_time(time, event, n_events):
     "Order of DOMs by (event, time)."
     bits, width = (len(time) - 1).bit_length(), 64
+    on_cpu = time.device.type == "cpu" and not _is_traced(time)
     if time.dtype != torch.float64:
         key = _ordered_bits(time)
-        width = 32 if key.is_cuda else int(key.max()).bit_length()       # max would make a GPU wait
+        width = int(key.max()).bit_length() if on_cpu else 32            # max would make a GPU wait
     if (n_events - 1).bit_length() + width + bits > 63:
         order = torch.argsort(time, stable=True)
         return order[torch.argsort(event[order], stable=True)]
     key = ((event << width | key) << bits) | torch.arange(len(key), device=key.device)
-    on_cpu = key.device.type == "cpu"                                    # numpy sorts faster there
-    key = torch.from_numpy(np.sort(key.numpy())) if on_cpu else key.sort().values
+    key = torch.from_numpy(np.sort(key.numpy())) if on_cpu else key.sort().values     # numpy is faster
     return key & ((1 << bits) - 1)
 
 # %% ../nbs/06_pulses.ipynb #28f641b1

@@ -31,10 +31,20 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import __version__
-from .augmentation import grid_motions, moved_detector, perturb
+from iceaggr.augmentation import (
+    draw_random,
+    grid_motions,
+    moved_detector,
+    moved_sensors,
+    moved_targets,
+    perturb,
+    perturb_padded,
+)
 from .common import DataError, atomic_write, progress_bar, shorten
 from .data import IceCubeDataset, split_batches
 from .direction import angles_to_vector, angular_error, vector_to_angles, vmf_loss, vmf_quantile
+from .dom_transformer import DOMTransformer
+from .engine.budget import Budget, choose_budgets, pad_to_smallest
 from iceaggr.engine.checkpoints import (
     LOG_COLUMNS,
     claim_run,
@@ -46,6 +56,7 @@ from iceaggr.engine.checkpoints import (
     source_commit,
     write_skipped_steps,
 )
+from .engine.device_steps import DeviceStep
 from iceaggr.engine.distributed import (
     balanced_share,
     on_first,
@@ -57,12 +68,20 @@ from iceaggr.engine.distributed import (
     sum_over,
     world_size,
 )
-from .engine.loading import EventBatchSampler, PackedBatches, held_out_events
+from iceaggr.engine.loading import (
+    EventBatchSampler,
+    PackedBatches,
+    held_out_events,
+    packed_batch,
+    sample_events,
+)
+from .event_transformer import EventTransformer
 from .geometry import Geometry
 from .io.bad_events import write_skipped
 from .io.kaggle import all_batches, find_batches
 from .model import PRESETS, HierarchicalTransformer, model_settings, predict_dataset, ranges_of_events
 from .packing import split_batch, to_device
+from .pooling import AttentionPool, MeanPool
 from .style import new_figure
 from .weights import class_name, read_file, with_all_heads
 
@@ -82,6 +101,7 @@ class TrainSettings:
     augment:bool = True          # move the detector, thin the noise, jitter the pulses
     precision:str = "float32"    # or "bfloat16": autocast
     graph_pulses:int|None = None # most pulses with a graph in T1; None: 16,384 on a CPU, 262,144 on a GPU
+    compile:bool = True          # on a GPU: batches of fixed size, compiled steps
     held_out:int = 10            # one training event in so many chooses the epoch and calibrates kappa
     valid_events:int = 4_096     # most events of the validation files, and held out, evaluated per epoch
     save_minutes:float = 5.      # minutes between checkpoints inside an epoch
@@ -377,6 +397,7 @@ class _Job:
     state:dict                   # of `new_state`
     pace:"_Pace"
     progress:bool                # show progress
+    device_steps:"_DeviceSteps|None"=None    # None: plain steps
 
     def save(self, best:bool=False):
         "Write a checkpoint, by process 0."
@@ -435,12 +456,12 @@ def _stop_signal(): # yields an Event that is set on Ctrl-C or SIGTERM
     finally: restore()
 
 # %% ../nbs/20_training.ipynb #645a692e
-def _epoch_batches(job): # list of arrays of numbers of events, the batches of all processes together
-    "The batches of the present epoch: a function of the seed and the epoch."
+def _epoch_batches(job, epoch=None): # list of arrays of numbers of events, for all processes together
+    "The batches of an epoch (None: the present one): a function of the seed and the epoch."
     s = job.settings
     sampler = EventBatchSampler(job.train_ds, s.batch_size, seed=s.seed, max_pulses=s.max_pulses,
                                 like_size=False, leave_out=s.held_out)
-    sampler.set_epoch(job.state["epoch"])
+    sampler.set_epoch(job.state["epoch"] if epoch is None else epoch)
     return [np.array(b) for b in sampler]
 
 # %% ../nbs/20_training.ipynb #b83c531f
@@ -450,8 +471,10 @@ def _epoch_loader(
     workers:int, # processes that load
 ): # yields packed batches: of each the share of this process, None where that is empty
     "Load and perturb batches."
-    s, change = job.settings, None
-    if s.augment: change = functools.partial(perturb, seed=s.seed, epoch=job.state["epoch"])
+    s, change = job.settings, _perturbation(job)
+    if job.device_steps:
+        later = job.targets is not None      # targets belong to the events without padding
+        change = None if later else functools.partial(_pad_or_change, change, job.device_steps.budgets)
     share = functools.partial(balanced_share, rank=rank(), world_size=world_size())
     packed = PackedBatches(job.train_ds, batches, job.model.settings.max_seq_len, change, share)
     # Forked workers inherit the handler of signals, and so ignore a Ctrl-C. A generator of its own, since
@@ -476,20 +499,42 @@ def _train_epoch(
     start = pace.clock()
     for batch in bar:
         events = batches[state["batch"]]
-        loss = _augmented_step(job, batch, pace.done(state["batch"] / len(batches)))
-        state["step"] += 1
+        step = job.device_steps.add if job.device_steps else _plain_step
+        step(job, batch, events, pace.done(state["batch"] / len(batches)))
         state["batch"] += 1
-        if loss is None: _skip_step(job, events)
-        else: _count_step(job, events, loss)
         seconds = pace.clock() - start
         state["epoch_seconds"] += seconds
-        pace.watch.add(seconds / job.train_ds.n_pulses[events].sum())
+        if not job.device_steps: pace.watch.add(seconds / job.train_ds.n_pulses[events].sum())
         if state["step"] % 20 == 0: _show_step(bar, state)
         pace.agree()
-        if pace.due: job.save()
+        if pace.due: _save_inside(job)
         start = pace.clock()
         if pace.stopped or (job.settings.minutes and pace.done() >= 1): break
+    _read_losses(job)
+    state["epoch_seconds"] += pace.clock() - start
     bar.close()
+
+# %% ../nbs/20_training.ipynb #0a02b6c2
+def _plain_step(job, batch, events, progress):
+    "One step whose loss is read at once."
+    loss = _augmented_step(job, batch, progress)
+    job.state["step"] += 1
+    if loss is not None: _update_average(job.average, job.model, job.state["step"], job.settings.ema)
+    _take_loss(job, events, job.state["step"], loss)
+
+def _take_loss(job, events, step, loss):
+    "Count a step, or name its events if its loss or gradient is not finite."
+    if loss is None: _skip_step(job, events, step)
+    else: _count_step(job, events, loss)
+
+def _read_losses(job):
+    "Bring the state up to the last step."
+    if job.device_steps: job.device_steps.read(job)
+
+def _save_inside(job):
+    "A checkpoint inside an epoch."
+    _read_losses(job)
+    job.save()
 
 # %% ../nbs/20_training.ipynb #1a630030
 class _SlowSteps:
@@ -514,22 +559,29 @@ def _augmented_step(
     progress:float, # of the run
 ) -> float|None: # summed loss, None if the step was skipped
     "One step with the learning rate, the random numbers and the motion of the detector that belong to it."
+    s, (motions, fixed_point), k = job.settings, job.motions, _begin_step(job, progress)
+    if batch is None: return train_step(job.model, job.optimizer, None, s, job.state["lr"])
+    if job.targets is not None: batch = _replace_targets(batch, job.targets)
+    with moved_detector(job.model.t2, to_device(batch, job.model.device), motions[k], fixed_point) as moved:
+        return train_step(job.model, job.optimizer, moved, s, job.state["lr"])
+
+def _step_seed(job, purpose) -> int:
+    "A seed for one purpose in this step and process."
+    place = job.settings.seed, job.state["epoch"], job.state["batch"]
+    return int(np.random.SeedSequence([*place, purpose, rank()]).generate_state(1)[0])
+
+def _begin_step(job, progress) -> int: # number of the motion of the detector
+    "Set the learning rate and the random numbers of a step."
     s, state = job.settings, job.state
     place = [s.seed, state["epoch"], state["batch"]]
     state["lr"] = s.lr * _lr_factor(progress, s.warmup)
-    torch.manual_seed(int(np.random.SeedSequence([*place, 2, rank()]).generate_state(1)[0]))     # dropout
-    motions, fixed_point = job.motions
-    motion = motions[np.random.default_rng([*place, 1]).integers(len(motions))]
-    if batch is None: return train_step(job.model, job.optimizer, None, s, state["lr"])
-    if job.targets is not None: batch = _replace_targets(batch, job.targets)
-    with moved_detector(job.model.t2, to_device(batch, job.model.device), motion, fixed_point) as moved:
-        return train_step(job.model, job.optimizer, moved, s, state["lr"])
+    torch.manual_seed(_step_seed(job, 2))                      # dropout
+    return int(np.random.default_rng([*place, 1]).integers(len(job.motions[0])))
 
 # %% ../nbs/20_training.ipynb #48c39d22
 def _count_step(job, events, loss):
-    "Update the moving average and the sums of the epoch after a step."
+    "Update the sums of the epoch after a step."
     state = job.state
-    _update_average(job.average, job.model, state["step"], job.settings.ema)
     state["epoch_loss"] += loss
     state["epoch_events"] += len(events)
     state["in_a_row"] = 0
@@ -544,16 +596,17 @@ def _show_step(bar, state):
 def _skip_step(
     job:_Job,
     events:np.ndarray, # numbers of the events of the step
+    step:int, # its number, from 1 on
 ):
     "Name the events of a step whose loss or gradient is not finite; FloatingPointError after ten in a row."
     state, ids = job.state, job.train_ds.event_ids[events].tolist()
     state["epoch_skipped"] += 1
     state["in_a_row"] += 1
     names = " ".join(map(str, ids))
-    state["skipped"].append(dict(epoch=state["epoch"] + 1, step=state["step"], event_ids=names))
+    state["skipped"].append(dict(epoch=state["epoch"] + 1, step=step, event_ids=names))
     on_first(lambda: write_skipped_steps(job.run, state))
     if rank() == 0:
-        tqdm.write(f"step {state['step']}: loss or gradient not finite, step skipped; events {shorten(ids)}, "
+        tqdm.write(f"step {step}: loss or gradient not finite, step skipped; events {shorten(ids)}, "
                    "all in skipped_steps.csv")
     if state["in_a_row"] >= 10: raise FloatingPointError(_ten_skipped(job))
 
@@ -567,6 +620,124 @@ def _ten_skipped(job):
     return ("ten steps in a row without a finite loss and gradient: look at the events named in "
             f"{job.run / 'skipped_steps.csv'}, or train into a new folder with a lower learning rate, "
             f"{remedy}")
+
+# %% ../nbs/20_training.ipynb #90c9f45d
+def _perturbation(job): # function of a packed batch, or None
+    "The augmentation of the present epoch on the CPU."
+    s = job.settings
+    return functools.partial(perturb, seed=s.seed, epoch=job.state["epoch"]) if s.augment else None
+
+def _pad_or_change(change, budgets, batch): # in the process that loads
+    "Bring a batch to a fixed size, to be perturbed on the device; if none holds it, perturb it here."
+    padded = pad_to_smallest(batch, budgets)
+    return padded if change is None or "real_doms" in padded["metadata"] else change(batch)
+
+# %% ../nbs/20_training.ipynb #70aebce3
+_READ_EVERY = 20      # steps
+
+def _fits_device_steps(job) -> bool:
+    "Whether steps on the device can train this model: the parts of the package, on a GPU."
+    t1, t2 = job.model.t1, job.model.t2
+    known = (type(t1) is DOMTransformer and type(t2) is EventTransformer
+             and type(t1.pool) in (AttentionPool, MeanPool) and isinstance(job.optimizer, MuonAdamW))
+    on_gpu = job.settings.compile and job.model.device.type == "cuda"
+    return known and on_gpu and t2.max_doms >= len(t2.sensors)
+
+# %% ../nbs/20_training.ipynb #784e1cbe
+def _sizes_of_batches(job) -> list: # of Budget
+    "About the sizes of the batches of the first epoch, for this process."
+    ds, L = job.train_ds, job.model.settings.max_seq_len
+    chosen = sample_events(ds, 300)
+    m = packed_batch(ds, chosen, L)["metadata"]
+    counts, event = m["dom_pulse_counts"], m["dom_to_event_idx"]
+    several = torch.bincount(event, weights=(counts * (counts > 1)).double(), minlength=len(chosen)).numpy()
+    order = np.argsort(ds.n_pulses[chosen], kind="stable")
+    known, doms, several = (x[order] for x in (ds.n_pulses[chosen], m["event_dom_counts"].numpy(), several))
+    sizes = []
+    for events in _epoch_batches(job, epoch=0):      # the same after a resume
+        n = ds.n_pulses[events]
+        n = n[balanced_share(n, rank(), world_size())]
+        like = np.searchsorted(known, n).clip(max=len(known) - 1)
+        scale = n / np.maximum(known[like], 1)
+        pulses, layers, hit = n.sum(), (several[like] * scale).sum(), (doms[like] * scale).sum()
+        sizes.append(Budget(int(pulses / L) + 2, int(layers / L) + 2, int(hit) + 1, job.settings.batch_size))
+    return sizes
+
+# %% ../nbs/20_training.ipynb #ee0a6360
+class _DeviceSteps:
+    "Steps on the device for batches of fixed size, whose losses are read together."
+    def __init__(self, job, backend:str|None="inductor"): # of torch.compile
+        model, settings, (motions, point) = job.model, job.settings, job.motions
+        most = settings.graph_pulses or 262_144
+        sizes = choose_budgets(_sizes_of_batches(job))
+        self.budgets = [b for b in sizes if b.rows * model.settings.max_seq_len <= most]
+        sensors = model.t2.sensors
+        self.sensors = torch.stack([moved_sensors(sensors, motion, point) for motion in motions])
+        self.motions = torch.as_tensor(motions, dtype=torch.float32, device=sensors.device)
+        self.steps, self.model, self.settings = [], model, settings
+        self.generator = torch.Generator(sensors.device)
+        self.step = DeviceStep(
+            model, job.average, job.optimizer, self.loss, settings.batch_size, settings.clip, backend,
+            capture=model.device.type == "cuda")
+
+    def loss(self, batch, matrix, random=None): # () summed loss
+        "The loss of a batch, perturbed, in a moved detector."
+        if random is not None: batch = perturb_padded(batch, random)
+        m = batch["metadata"]
+        moved = dict(batch, metadata=dict(m, targets=moved_targets(m["targets"], matrix)))
+        with _autocast(self.model, self.settings): vector = self.model.vector(moved)
+        return _batch_loss(vector, moved)
+
+    def add(self, job, batch, events, progress):
+        "One step; nothing is read, except in every twentieth."
+        state, k = job.state, _begin_step(job, progress)
+        if batch is not None and job.targets is not None: batch = self._with_targets(job, batch)
+        state["step"] += 1
+        weight = 1 - min(self.settings.ema, (1 + state["step"]) / (10 + state["step"]))
+        self.generator.manual_seed(_step_seed(job, 3))
+        own = self.model.t2.sensors
+        own.copy_(self.sensors[k])                             # in place: the graph knows this tensor
+        try: self._do(batch, state["lr"], weight, self.motions[k])
+        finally: own.copy_(self.sensors[0])
+        self.steps.append((events, state["step"]))
+        if len(self.steps) >= _READ_EVERY: self.read(job)
+
+    def _with_targets(self, job, batch):
+        "What the loader does otherwise, with other targets."
+        padded = pad_to_smallest(_replace_targets(batch, job.targets), self.budgets)
+        change = _perturbation(job)
+        if change is None or "real_doms" in padded["metadata"]: return padded
+        return _replace_targets(change(batch), job.targets)
+
+    def _do(self, batch, lr, weight, matrix):
+        "A step on a batch of fixed size, on none, or on one that is too large for all sizes."
+        if batch is None: return self.step(lr, weight)
+        batch, m = to_device(batch, self.model.device), batch["metadata"]
+        if "real_doms" in m:
+            random = [draw_random(batch, self.generator)] if self.settings.augment else []
+            return _timed(self.step, lr, weight, batch, matrix, *random)
+        m = dict(batch["metadata"], targets=moved_targets(batch["metadata"]["targets"], matrix))
+        loss = loss_backward(self.model, dict(batch, metadata=m), self.settings)
+        self.step.from_gradients(lr, weight, loss)
+
+    def read(self, job):
+        "Read the losses of the last steps, and count them."
+        for (events, number), loss in zip(self.steps, self.step.read(), strict=True):
+            _take_loss(job, events, number, loss)
+        self.steps = []
+
+# %% ../nbs/20_training.ipynb #582f3b35
+def _timed(step, lr, weight, batch, *others):
+    "A step; a size that is met for the first time is compiled, which is said."
+    known, start = len(step.graphs), time.perf_counter()
+    try: step(lr, weight, batch, *others)
+    except torch._dynamo.exc.TorchDynamoException as e:
+        reason = str(e).splitlines()[0]
+        raise RuntimeError(f"the training step cannot be compiled here ({reason}): train with --no-compile, "
+                           "in Python TrainSettings(compile=False)") from e
+    if len(step.graphs) > known and rank() == 0:
+        tqdm.write(f"steps of {len(batch['packed_sequences'])} sequences compiled in "
+                   f"{time.perf_counter() - start:.0f} s (torch keeps the kernels for later runs)")
 
 # %% ../nbs/20_training.ipynb #f94ccb99
 def _end_epoch(job):
@@ -646,6 +817,7 @@ def fit(
     with _stop_signal() as stop, keep_random_state(model.device):
         job = _Job(Path(run), model, average, optimizer, train_ds, valid_ds, targets, held_out, motions,
                    settings, state, _Pace(state, settings, clock, stop), progress and rank() == 0)
+        if _fits_device_steps(job): job.device_steps = _DeviceSteps(job)
         _run_epochs(job, workers, on_epoch)
     model.load_state_dict(average.state_dict())
     model.eval()

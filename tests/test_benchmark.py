@@ -191,8 +191,9 @@ def test_quick_run_on_cuda(tiny_dataset):
     options = dict(QUICK, device="cuda")
     results = benchmark.run_benchmarks(tiny_dataset, None, **options, progress=False)
     assert not results["errors"], results["errors"]
-    loops = results["measured"]["cuda_loops"]
-    assert loops["inference"]["new_graphs"] == loops["training"]["new_graphs"] == 0
+    measured = results["measured"]
+    assert measured["cuda_loops"]["inference"]["new_graphs"] == 0
+    assert measured["cuda_training_bfloat16"]["new_graphs"] == 0
     assert results["measured"]["cuda_exactness"]["largest"] < 0.05
 
 
@@ -214,3 +215,26 @@ print(resident_memory(peak=True) - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 45e6 < int(done.stdout) < 200e6 and held[0]
+
+
+@pytest.mark.parametrize("options", [dict(), dict(compiled=False), dict(precision="float32")])
+def test_measurement_of_training_without_a_gpu(tiny_dataset, tmp_path, options):
+    "What `--device cuda` measures, on a CPU: no new graphs, no skipped steps, at most three shapes."
+    b = benchmark.Bench(tmp_path, tiny_dataset, "small", "cpu", quick=True)
+    found = benchmark.cuda_training(b, backend="aot_eager", batch_size=8, **options)
+    assert found["events_per_s"] > 0 and found["new_graphs"] == 0 and found["skipped"] == 0
+    assert found["shapes"] is None or 1 <= found["shapes"] <= 3
+    assert found["matrix_share"] > 0 and np.isfinite(found["loss"])
+
+
+def test_measurement_of_compiled_inference_without_a_gpu(tiny_dataset, tmp_path):
+    b = benchmark.Bench(tmp_path, tiny_dataset, "small", "cpu", quick=True)
+    found = benchmark.cuda_inference_compiled(b, backend="aot_eager")
+    assert found["best_events_per_s"] > 0 and all(s > 0 for s in found["compile_seconds"].values())
+
+
+def test_counts_of_a_step(tiny_dataset, tmp_path):
+    "Of the preset `small`: fewer operations than the plain step, and no read."
+    found = benchmark.measure_graph(benchmark.Bench(tmp_path, tiny_dataset, "small", "cpu", quick=True))
+    assert found["device"]["host_reads"] == 0 < found["plain"]["host_reads"]
+    assert found["device"]["operations"] < found["plain"]["operations"]

@@ -1,19 +1,25 @@
 """The CUDA path: the same results as on the CPU, and no return to uncompiled attention."""
 import copy
+import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from definitions import assert_same_gradients, embeddings_of, gradients, in_float64
 from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import flex_attention
 
-from iceaggr import attention
+from iceaggr import attention, training
 from iceaggr.attention import PackedLayout, dense_attention, segment_block_mask
+from iceaggr.augmentation import draw_random, perturb_padded
 from iceaggr.data import IceCubeDataset
 from iceaggr.direction import angles_to_vector, vmf_loss
+from iceaggr.engine.budget import Budget, pad_batch, size_of
+from iceaggr.engine.device_steps import DeviceStep
 from iceaggr.model import HierarchicalTransformer
 from iceaggr.packing import collate_dom_packing, split_batch, to_device
-from iceaggr.training import MuonAdamW, TrainSettings, train_step
+from iceaggr.testing import write_tiny
+from iceaggr.training import MuonAdamW, TrainSettings, _batch_loss, train_step
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -130,3 +136,89 @@ def test_grouped_layout_on_the_gpu(on_cpu, on_gpu):
     (model, batch), (gpu_model, gpu_batch) = on_cpu, on_gpu
     gpu_model.t1.kernel = gpu_model.t2.kernel = "grouped"
     assert (gpu_model.vector(gpu_batch).cpu() - model.vector(batch)).abs().max() < 1e-3
+
+
+def padded(batch, rows=2):
+    "The batch with more sequences, DOMs and events, on the GPU."
+    size = size_of(batch)
+    return to_device(pad_batch(batch, Budget(size.rows + rows, size.layer_rows, size.doms + 50, 24)), "cuda")
+
+
+def steps_on_device(model, batches, n=20, precision="float32", **options):
+    "Losses of some steps, batches in turns, and the step."
+    model = copy.deepcopy(model)
+    def loss(batch):
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
+            vector = model.vector(batch)
+        return _batch_loss(vector, batch)
+    step = DeviceStep(model, copy.deepcopy(model), MuonAdamW(model, 1e-3), loss, 21, 1., **options)
+    for i in range(n): step(1e-3, 1e-3, batches[i % len(batches)])
+    return step.read(), step
+
+
+@cuda
+def test_padding_changes_nothing(on_cpu, on_gpu):
+    (_, batch), (gpu_model, gpu_batch) = on_cpu, on_gpu
+    with torch.no_grad():
+        expected, found = gpu_model.vector(gpu_batch), gpu_model.vector(padded(batch))
+    assert (found[:len(expected)] - expected).abs().max() < 1e-4
+
+
+@cuda
+@pytest.mark.parametrize("precision, rtol", [("float32", 1e-5), ("bfloat16", 1e-2)])
+def test_compiled_and_recorded_steps_agree_with_eager(on_cpu, on_gpu, precision, rtol):
+    "Twenty steps on two sizes of batch, with one recorded graph for each."
+    (_, batch), (model, _) = on_cpu, on_gpu
+    batches = [padded(batch), padded(batch, 9)]
+    eager, _ = steps_on_device(model, batches, precision=precision)
+    compiled, _ = steps_on_device(model, batches, precision=precision, backend="inductor")
+    recorded, step = steps_on_device(model, batches, precision=precision, backend="inductor", capture=True)
+    assert np.allclose(compiled[:5], eager[:5], rtol=rtol) and np.allclose(recorded[:5], eager[:5], rtol=rtol)
+    assert np.allclose(compiled, eager, rtol=20 * rtol) and np.allclose(recorded, eager, rtol=20 * rtol)
+    assert len(step.graphs) == 2 and None not in step.graphs.values()
+
+
+@cuda
+def test_recording_changes_nothing(on_cpu, on_gpu):
+    "The steps that warm up leave weights and state as they are."
+    (_, batch), (model, _) = on_cpu, on_gpu
+    _, once = steps_on_device(model, [padded(batch)], n=1)
+    _, recorded = steps_on_device(model, [padded(batch)], n=1, capture=True)
+    for p, q in zip(once.params, recorded.params, strict=True): assert torch.allclose(p, q, atol=1e-5)
+
+
+@cuda
+def test_the_host_never_waits(on_cpu, on_gpu):
+    "torch raises where the host would wait for the GPU: augmentation and a whole step, eager."
+    (_, batch), (model, _) = on_cpu, on_gpu
+    fixed = padded(batch)
+    _, step = steps_on_device(model, [fixed], n=2)             # compiles FlexAttention
+    generator = torch.Generator("cuda").manual_seed(0)
+    perturb_padded(fixed, draw_random(fixed, generator))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        perturb_padded(fixed, draw_random(fixed, generator))
+        step(1e-3, 1e-3, fixed)
+    finally: torch.cuda.set_sync_debug_mode("default")
+    assert step.read()[0] is not None
+
+
+@cuda
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_compiled_run_learns_like_a_plain_one(tmp_path, precision):
+    "Two epochs of `fit`, with `compile` and without: losses alike, no step skipped, a resumable checkpoint."
+    data = write_tiny(tmp_path / "data", {1: 160, 2: 50})
+    train_ds, valid_ds = (IceCubeDataset(data, batch_ids=[n]) for n in (1, 2))
+    settings = TrainSettings(epochs=2, batch_size=16, valid_events=50, lr=1e-3, precision=precision)
+    logs = []
+    for compiled in (True, False):
+        torch.manual_seed(0)
+        model, run = HierarchicalTransformer("small").cuda(), tmp_path / str(compiled)
+        run.mkdir()
+        own = dataclasses.replace(settings, compile=compiled)
+        logs.append(training.fit(model, train_ds, valid_ds, run, own, progress=False))
+    assert np.allclose(logs[0].train_loss, logs[1].train_loss, rtol=0.03)
+    assert (logs[0].skipped_steps == 0).all()
+    model = HierarchicalTransformer("small").cuda()
+    again = training.fit(model, train_ds, valid_ds, tmp_path / "True", settings, resume=True, progress=False)
+    assert np.array_equal(again.train_loss, logs[0].train_loss)

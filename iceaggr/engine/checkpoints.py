@@ -227,7 +227,8 @@ def _check_facts(path, facts):
 # %% ../../nbs/44_checkpoints.ipynb #d6e0ed4c
 def _changed_facts(old, new): # list of texts such as "train.lr: 1.0 -> 2.0"
     "Differences between two settings.json that change the weights."
-    harmless = ("version", "commit", "train.save_minutes", "train.graph_pulses")
+    harmless = ("version", "commit", "train.save_minutes", "train.graph_pulses",
+                "train.compile")
     old, new = (_flatten(dict(facts, parts=_class_names(facts))) for facts in (old, new))
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in old | new
             if k not in harmless and old.get(k) != new.get(k)]

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/45a_device_steps.ipynb #102c6c4d
 import functools
 import math
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -124,11 +125,13 @@ class DeviceStep:
         place = {p: q for p, q in zip(model.parameters(), average.parameters(), strict=True)}
         self.average = [place[p] for p in self.params]
         self.batch_size, self.clip, self.capture = batch_size, clip, capture
-        self.graphs, self.results = {}, []
+        self.graphs, self.pool, self.results = {}, None, []
         self.lr, self.weight = (self.params[0].new_zeros(()) for _ in range(2))
         self.enabled = torch.ones_like(self.lr, dtype=torch.bool)
         options = _compile_options(backend)
-        self.loss = torch.compile(loss, **options) if options else loss
+        # The products of the loss are worth a search for the fastest kernel, those of Muon are too small.
+        best = dict(mode="max-autotune-no-cudagraphs") if backend == "inductor" else {}
+        self.loss = torch.compile(loss, **options, **best) if options else loss
         update = torch.no_grad()(functools.partial(_update, self))
         self.update = torch.compile(update, **options) if options else update
 
@@ -144,19 +147,23 @@ class DeviceStep:
         *inputs, # a batch of fixed size and what else the loss takes; none: no events in this process
     ):
         "Do a step. Nothing is read."
-        self.lr.fill_(lr)
-        self.weight.fill_(weight)
-        if self.capture and inputs and not joined(): result = _replay(self, inputs)
-        elif inputs: result = self.update(_summed(self.gradients(*inputs)))
-        else: result = self.from_gradients()
+        if not inputs: return self.from_gradients(lr, weight)
+        self._set(lr, weight)
+        if self.capture and not joined(): result = _replay(self, inputs)
+        else: result = self.update(_summed(self.gradients(*inputs)))
         self.results.append(result.clone())
 
-    def from_gradients(self, loss:Tensor|None=None) -> Tensor: # (2,)
-        "The update from gradients that lie with the parameters, which are taken away; None: there are none."
+    def from_gradients(self, lr:float, weight:float, loss:Tensor|None=None):
+        "The step from gradients that lie with the parameters, which are taken away; None: there are none."
+        self._set(lr, weight)
         found = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
         for p in self.params: p.grad = None
         loss = torch.zeros_like(self.lr) if loss is None else loss
-        return self.update(_summed(_in_one_vector(found, loss)))
+        self.results.append(self.update(_summed(_in_one_vector(found, loss))).clone())
+
+    def _set(self, lr, weight): # no copy from the host, which would wait
+        self.lr.fill_(lr)
+        self.weight.fill_(weight)
 
     def read(self) -> list: # of (loss or None where the step was skipped), one per step
         "The losses since the last call: the only wait."
@@ -178,10 +185,9 @@ def _compile_options(backend) -> dict:
     if backend is None: return {}
     # Sizes of batches, with and without gradients: more than dynamo's default of eight.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
-    mode = dict(mode="max-autotune-no-cudagraphs") if backend == "inductor" else {}
-    return dict(backend=backend, fullgraph=True, dynamic=False, **mode)
+    return dict(backend=backend, fullgraph=True, dynamic=False)
 
-# %% ../../nbs/45a_device_steps.ipynb #4f39c05b
+# %% ../../nbs/45a_device_steps.ipynb #681df820
 def _update(step, flat): # (P + 1,) gradients and loss -> (2,) loss and finite or not
     "Guard, clip, optimisers, moving average."
     gradients, result, keep = _clipped(flat, step.clip, step.enabled)
@@ -199,15 +205,15 @@ def _update(step, flat): # (P + 1,) gradients and loss -> (2,) loss and finite o
 # %% ../../nbs/45a_device_steps.ipynb #4942297c
 def _replay(step, inputs) -> Tensor: # (2,)
     "The step as a CUDA graph, recorded when its shapes are met for the first time."
-    tensors = list(_tensors_of(inputs))
-    key = tuple((tuple(x.shape), x.dtype) for x in tensors)
+    key = tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in _leaves(inputs))
     if key not in step.graphs: step.graphs[key] = _record(step, inputs)
+    if step.graphs[key] is None: return step.update(step.gradients(*inputs))
     graph, own, result = step.graphs[key]
-    torch._foreach_copy_(own, tensors)
+    torch._foreach_copy_(own, [x for x in _leaves(inputs) if isinstance(x, Tensor)])
     graph.replay()
     return result
 
-def _record(step, inputs): # graph, the tensors of its inputs, (2,) its result
+def _record(step, inputs): # graph, the tensors of its inputs, (2,) its result; None: it cannot be recorded
     "Record one step without doing it."
     own = _copy_of(inputs)
     step.enabled.fill_(False)
@@ -218,15 +224,21 @@ def _record(step, inputs): # graph, the tensors of its inputs, (2,) its result
     torch.cuda.current_stream().wait_stream(side)
     step.enabled.fill_(True)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph): result = step.update(step.gradients(*own))
-    return graph, list(_tensors_of(own)), result
+    if step.pool is None: step.pool = torch.cuda.graph_pool_handle()      # one memory for all sizes
+    try:
+        with torch.cuda.graph(graph, pool=step.pool): result = step.update(step.gradients(*own))
+    except RuntimeError as e:
+        reason = str(e).splitlines()[0]
+        warnings.warn(f"a step cannot be recorded as a CUDA graph ({reason}): it runs without", stacklevel=2)
+        return None
+    return graph, [x for x in _leaves(own) if isinstance(x, Tensor)], result
 
 # %% ../../nbs/45a_device_steps.ipynb #7dc819bf
-def _tensors_of(x):
-    "The tensors of nested dicts and tuples."
-    if isinstance(x, Tensor): yield x
-    elif isinstance(x, (dict, tuple)):
-        for value in x.values() if isinstance(x, dict) else x: yield from _tensors_of(value)
+def _leaves(x):
+    "The values of nested dicts and tuples, tensors and others."
+    if not isinstance(x, (dict, tuple)): yield x
+    else:
+        for value in x.values() if isinstance(x, dict) else x: yield from _leaves(value)
 
 def _copy_of(x):
     "The same nest with tensors of its own."
