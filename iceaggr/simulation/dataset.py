@@ -30,7 +30,7 @@ from ..geometry import N_SENSORS, Geometry, default_efficiency, load_geometry
 from ..io.writing import meta_rows, write_table
 from .light import Detector, draw_variation, event_light
 from .neutrinos import KINDS, MIXES, SimulationSettings, arrival_angles, sample_neutrinos
-from .readout import SMT, delayed_pulses, noise_hits, read_out, spe_charge
+from .readout import DEEPCORE_SMT, SMT, delayed_pulses, noise_hits, read_out, spe_charge
 
 # %% ../../nbs/33_simulation.ipynb #561948d7
 def _hits(rng, detector:Detector, light:tuple, able): # event, sensor, time, charge of all hits
@@ -62,7 +62,8 @@ def detect(
 ): # pulses as of `read_out`; (n,) bool triggered; (n,) photo-electrons
     "Take photo-electrons through charges, noise and the trigger."
     signal = np.bincount(light[0], light[3], n)
-    hits = _hits(rng, detector, light, signal >= SMT)
+    least = DEEPCORE_SMT if settings and MIXES[settings.mix].get("deepcore") else SMT
+    hits = _hits(rng, detector, light, signal >= least)
     pulses, triggered = read_out(*hits, n, detector.neighbours, settings)
     return pulses, triggered, signal
 

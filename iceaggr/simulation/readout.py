@@ -8,6 +8,7 @@ __all__ = ['read_out']
 # %% ../../nbs/32_readout.ipynb #85f28f1e
 import numpy as np
 
+from ..geometry import DOMS_PER_STRING, FIRST_DEEPCORE_STRING, N_SENSORS
 from .light import Detector
 from .neutrinos import MIXES, SimulationSettings
 
@@ -139,17 +140,19 @@ def smt_trigger(
     event:np.ndarray, time:np.ndarray, # (h,) HLC launches, sorted by (event, time)
     n:int, # number of events
     most:int|None=None, # launches per event that count; None: all
+    hits:int=SMT, # launches that trigger
+    window:float=SMT_WINDOW, # ns, in which they come
 ): # (n,) first launch of the trigger or nan, (n,) last
     "The first simple multiplicity trigger of each event."
     first, last = np.full(n, np.nan), np.full(n, np.nan)
     if most:
         early = np.arange(len(event)) - np.searchsorted(event, event) < most
         event, time = event[early], time[early]
-    i = np.arange(max(len(event) - SMT + 1, 0))
-    j = i + SMT - 1
-    i = i[(event[i] == event[j]) & (time[j] - time[i] <= SMT_WINDOW)]
+    i = np.arange(max(len(event) - hits + 1, 0))
+    j = i + hits - 1
+    i = i[(event[i] == event[j]) & (time[j] - time[i] <= window)]
     if not len(i): return first, last
-    e, begin, end = event[i], time[i], time[i + SMT - 1]
+    e, begin, end = event[i], time[i], time[i + hits - 1]
     start, in_first = _first_chain(e, begin, end)
     first[e[start]] = begin[start]
     np.fmax.at(last, e[in_first], end[in_first])
@@ -164,6 +167,17 @@ def _first_chain(e, begin, end): # indices of the first window of each event; bo
     start = np.flatnonzero(~same_event)
     size = np.diff(np.r_[start, len(e)])
     return start, chain == np.repeat(chain[start], size)
+
+# %% ../../nbs/32_readout.ipynb #794eb603
+DEEPCORE_SMT, DEEPCORE_WINDOW = 3, 2500.0  # launches, ns
+DEEPCORE_NEIGHBOURS = 25, 26, 27, 34, 35, 36, 37, 44, 45, 46, 47, 54  # IceCube strings, numbered from 1
+
+
+def deepcore_fiducial(): # (5160,) bool
+    "DOMs whose launches count for DeepCore's trigger."
+    string, dom = np.divmod(np.arange(N_SENSORS), DOMS_PER_STRING)
+    core = (string >= FIRST_DEEPCORE_STRING) & (dom >= 10)
+    return core | (np.isin(string + 1, DEEPCORE_NEIGHBOURS) & (dom >= 38))
 
 # %% ../../nbs/32_readout.ipynb #29b8955a
 STAMP = 75.0                            # ns: charge stamp of a launch without coincidence
@@ -200,11 +214,13 @@ def _sorted_hits(event, sensor, time, charge, neighbours): # the same, and their
     return event[order], sensor[order], time[order], charge[order], key[order]
 
 # %% ../../nbs/32_readout.ipynb #1082b90a
-def _triggers(event, time, start, hlc, n, settings): # first launch (n,), last launch (n,) [ns]
+def _triggers(event, sensor, time, start, hlc, n, settings): # first launch (n,), last launch (n,) [ns]
     "Triggers of events by their launches."
-    rows = start[hlc]
+    rows, mix = start[hlc], MIXES[settings.mix]
+    if mix.get("deepcore"): rows = rows[deepcore_fiducial()[sensor[rows]]]
     rows = rows[np.lexsort((time[rows], event[rows]))]
-    return smt_trigger(event[rows], time[rows], n, MIXES[settings.mix]["launches"])
+    kind = (DEEPCORE_SMT, DEEPCORE_WINDOW) if mix.get("deepcore") else (SMT, SMT_WINDOW)
+    return smt_trigger(event[rows], time[rows], n, mix["launches"], *kind)
 
 # %% ../../nbs/32_readout.ipynb #3de3bf04
 def _merge_hits(launch, time, charge, offset, hlc, settings): # (m,) first hits, times, charges
@@ -238,7 +254,7 @@ def read_out(
     launch, start = find_launches(key, charge)
     if not len(start): return _no_pulses(event, sensor, time, charge), np.zeros(n, bool)
     hlc = local_coincidence(event[start], sensor[start], time[start], neighbours)
-    first, last = _triggers(event, time, start, hlc, n, settings)
+    first, last = _triggers(event, sensor, time, start, hlc, n, settings)
     began = time[start[launch]]
     keep = (launch >= 0) & (hlc[launch] | (time - began < STAMP))
     keep &= (began >= first[event] - BEFORE) & (time <= last[event] + AFTER)  # nan, no trigger: False
