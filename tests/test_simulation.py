@@ -238,7 +238,7 @@ def test_delays(rng):
         assert (np.diff(shape) < 0).all()
         assert (shape > 0).all()
     for distance, mean in ((0.0, 2.5), (50.0, 2.5 + 34 * 0.5**0.9), (100.0, 36.5)):
-        onset = light._onset_delay(rng, np.full(100_000, distance))
+        onset = light._onset_delay(rng, light.onset_mean(np.full(100_000, distance)))
         assert (onset > 0).all()
         assert abs(onset.mean() / mean - 1) < 0.02
 
@@ -271,6 +271,22 @@ def test_light_of_vertical_muons(rng, detector):
         return weight[np.isin(sensor, detector.dom_of[35])].sum()
     assert 1.8 < total(1, 5.0) / total(-1, 5.0) < 4.5
     assert 0.8 < total(1, 80.0) / total(-1, 80.0) < 1.35
+
+
+def test_light_of_a_track_is_that_of_its_length(rng, detector):
+    "Ends move light and make none: muons of 5 and 50 GeV give as much per metre."
+    emission = np.arange(-400, 1_400, 0.01)
+    for length in (0.5, 20.0, 800.0):
+        share = light.end_share(emission, length)
+        assert share.min() >= 0
+        assert abs(share.sum() * 0.01 / length - 1) < 0.01
+    assert np.allclose(light.end_share(np.array([400.0]), 800.0), 1)
+    per_metre = []
+    for energy in (5.0, 50.0):
+        events = sample_neutrinos(rng, 1_000, KINDS.index("track_starting"), SimulationSettings("deepcore"))
+        events |= {"energy": np.full(1_000, energy), "inelasticity": np.full(1_000, 1e-4)}
+        per_metre.append(light.event_light(rng, detector, events)[0][3].sum() / energy)
+    assert abs(per_metre[0] / per_metre[1] - 1) < 0.25
 
 
 def test_bundles_share_their_energy(rng, detector):
