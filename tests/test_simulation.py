@@ -237,7 +237,7 @@ def test_delays(rng):
                   light.track_delay(far, kz, 33.0, 98.0)[0]):
         assert (np.diff(shape) < 0).all()
         assert (shape > 0).all()
-    for distance, mean in ((0.0, 2.5), (50.0, 2.5 + 34 * 0.5**0.9), (100.0, 36.5)):
+    for distance, mean in ((0.0, 2.5), (50.0, 2.5 + 48 * 0.5**1.1), (100.0, 50.5)):
         onset = light._onset_delay(rng, light.onset_mean(np.full(100_000, distance)))
         assert (onset > 0).all()
         assert abs(onset.mean() / mean - 1) < 0.02

@@ -216,7 +216,8 @@ def dom_acceptance(
 PANDEL_LAMBDA, PANDEL_TAU = 33.3, 557.0  # m, ns
 PANDEL_ICE = 33.0    # effective scattering length [m] for which PANDEL_LAMBDA holds
 ONSET = 2.5          # ns: mean delay of the earliest light at a source
-SMALL_ANGLE = 34.0   # ns: what small-angle scattering adds at 100 m
+SMALL_ANGLE = 48.0   # ns: what small-angle scattering adds at 100 m
+ONSET_SHAPE = 2.5    # of the gamma distribution of these delays
 JITTER = 2.3         # ns: time resolution of a PMT
 
 
@@ -235,12 +236,12 @@ def pandel_scale(lam_a): # ns
 # %% ../../nbs/31_light.ipynb #4eb305b0
 def onset_mean(distance): # ns
     "Mean delay of the earliest light."
-    return SMALL_ANGLE * np.minimum(distance / 100, 1.5) ** 0.9 + ONSET
+    return SMALL_ANGLE * np.minimum(distance / 100, 3) ** 1.1 + ONSET
 
 # %% ../../nbs/31_light.ipynb #6c6c4a19
 def _onset_delay(rng, mean): # (n,) ns, of `onset_mean` -> (n,) ns
     "Draw delays of the earliest light."
-    return mean * rng.standard_gamma(1.5, len(mean)) / 1.5
+    return mean * rng.standard_gamma(ONSET_SHAPE, len(mean)) / ONSET_SHAPE
 
 # %% ../../nbs/31_light.ipynb #eb7e6dd1
 def track_delay(
@@ -252,7 +253,7 @@ def track_delay(
     d_eff = 3.1 - 3.9 * cosine + 4.6 * cosine**2 + 0.84 * d
     shape = d_eff / (PANDEL_LAMBDA * lam_e / PANDEL_ICE)
     head_on = 0.17 * np.minimum(d / 40, 1) * cosine
-    shape = shape * 0.8 * np.clip(d / 125, 0.02, 1.3) ** 0.22 - head_on
+    shape = shape * 0.735 * np.clip(d / 125, 0.02, 1.3) ** 0.12 - head_on
     return np.maximum(shape, 0.01) / near_light(d), pandel_scale(lam_a)
 
 # %% ../../nbs/31_light.ipynb #18572d8f
@@ -265,7 +266,7 @@ def cascade_delay(
     "Gamma distribution of the delay of a cascade's light."
     head_on = 0.22 * np.minimum(r / 40, 1) * kz
     off_cone = 0.48 * np.maximum(COS_C - cosine, 0) * (1 - np.exp(-r / 40))
-    shape = (2.5 + r) / 140 * np.sqrt(np.clip(r / 75, 0.1, 3)) - head_on + off_cone
+    shape = (2.5 + r) / 135 * np.maximum(r / 75, 0.07) ** 0.3 - head_on + off_cone
     return np.maximum(shape, 0.02) / near_light(r) * PANDEL_ICE / lam_e, pandel_scale(lam_a)
 
 # %% ../../nbs/31_light.ipynb #30c68775
