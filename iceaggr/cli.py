@@ -548,12 +548,14 @@ def _simulate_options(p):
     p.add_argument("--events", type=_positive, required=True, help="number of events, in digits")
     p.add_argument("--seed", type=_seed, default=0,
                    help="the same seed gives the same events, with any number of workers")
-    p.add_argument("--mix", choices=("default", "ppc", "cascades", "whole_range"), default="default",
+    p.add_argument("--mix", choices=("default", "ppc", "cascades", "whole_range", "deepcore"),
+                   default="default",
                    help="kinds and energies of the events; default: half through-going muons, a fifth "
                         "starting tracks, the rest cascades, 200 GeV to 50 TeV; ppc: nearly the same shares, "
                         "with a thin tail up to PeV energies and the read-out end of the PPC sample; "
                         "cascades: as ppc, 70 %% of them cascades; whole_range: 5 GeV to 10 PeV, as many "
-                        "events per decade of light")
+                        "events per decade of light; deepcore: starting tracks and cascades of 5 to 200 GeV "
+                        "in DeepCore, kept by its own trigger")
     p.add_argument("--directions", choices=("isotropic", "atmospheric"), default="isotropic",
                    help="where the neutrinos come from; atmospheric: made in the atmosphere, absorbed by the "
                         "Earth")

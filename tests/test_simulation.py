@@ -237,8 +237,8 @@ def test_delays(rng):
                   light.track_delay(far, kz, 33.0, 98.0)[0]):
         assert (np.diff(shape) < 0).all()
         assert (shape > 0).all()
-    for distance, mean in ((0.0, 2.5), (50.0, 2.5 + 34 * 0.5**0.9), (100.0, 36.5)):
-        onset = light._onset_delay(rng, np.full(100_000, distance))
+    for distance, mean in ((0.0, 2.5), (50.0, 2.5 + 48 * 0.5**1.1), (100.0, 50.5)):
+        onset = light._onset_delay(rng, light.onset_mean(np.full(100_000, distance)))
         assert (onset > 0).all()
         assert abs(onset.mean() / mean - 1) < 0.02
 
@@ -271,6 +271,22 @@ def test_light_of_vertical_muons(rng, detector):
         return weight[np.isin(sensor, detector.dom_of[35])].sum()
     assert 1.8 < total(1, 5.0) / total(-1, 5.0) < 4.5
     assert 0.8 < total(1, 80.0) / total(-1, 80.0) < 1.35
+
+
+def test_light_of_a_track_is_that_of_its_length(rng, detector):
+    "Ends move light and make none: muons of 5 and 50 GeV give as much per metre."
+    emission = np.arange(-400, 1_400, 0.01)
+    for length in (0.5, 20.0, 800.0):
+        share = light.end_share(emission, length)
+        assert share.min() >= 0
+        assert abs(share.sum() * 0.01 / length - 1) < 0.01
+    assert np.allclose(light.end_share(np.array([400.0]), 800.0), 1)
+    per_metre = []
+    for energy in (5.0, 50.0):
+        events = sample_neutrinos(rng, 1_000, KINDS.index("track_starting"), SimulationSettings("deepcore"))
+        events |= {"energy": np.full(1_000, energy), "inelasticity": np.full(1_000, 1e-4)}
+        per_metre.append(light.event_light(rng, detector, events)[0][3].sum() / energy)
+    assert abs(per_metre[0] / per_metre[1] - 1) < 0.25
 
 
 def test_bundles_share_their_energy(rng, detector):
@@ -352,7 +368,70 @@ def test_read_out_of_a_string(detector):
     assert all(len(x) == 0 for x in pulses)
 
 
+def string_hits(string, times): # string from 1; hits on its DOMs 50, 51, ...
+    dom = 60 * (string - 1) + 49 + np.arange(len(times))
+    return np.zeros(len(times), int), dom, 20_000.0 + np.array(times), np.ones(len(times))
+
+
+@pytest.mark.parametrize("string, times, kept", [
+    (86, (0, 500, 1_400), True), (36, (0, 900, 1_800), True),
+    (86, (0, 500), False),                      # two launches
+    (86, (0, 800, 1_600, 2_501), True), (86, (0, 900, 3_000, 3_900), False),  # two and two
+    (1, (0, 500, 1_400), False)])               # not in DeepCore
+def test_deepcore_trigger(detector, string, times, kept):
+    "Three HLC launches in 2.5 microseconds in DeepCore, which SMT8 ignores."
+    hits = string_hits(string, times)
+    settings = SimulationSettings("deepcore")
+    assert read_out(*hits, 1, detector.neighbours, settings)[1].tolist() == [kept]
+    assert not read_out(*hits, 1, detector.neighbours)[1].any()
+
+
+def test_deepcore_fiducial_doms():
+    "The published list: DOMs 11 to 60 of strings 79 to 86, 39 to 60 of the twelve around them."
+    counts = readout.deepcore_fiducial()
+    assert counts.sum() == 8 * 50 + 12 * 22
+    for string, dom, fiducial in ((79, 10, False), (79, 11, True), (86, 60, True), (36, 38, False),
+                                  (36, 39, True), (25, 60, True), (24, 60, False)):
+        assert counts[60 * (string - 1) + dom - 1] == fiducial, (string, dom)
+    xyz = load_geometry().xyz
+    centre = xyz[60 * 35, :2]
+    assert np.linalg.norm(xyz[counts, :2] - centre, axis=1).max() < 260
+    assert xyz[counts, 2].max() < -120
+
+
 # Events
+
+def test_low_energy_events():
+    "Energies and vertices are those of the mix; three HLC pulses in DeepCore in 2.5 microseconds."
+    pulses, truth = simulate_events(200, seed=2, mix="deepcore")
+    x, y, radius, bottom, top = neutrinos.MIXES["deepcore"]["vertices"]
+    assert set(truth.type) == {"track_starting", "cascade"}
+    assert truth.energy.between(5, 200).all()
+    assert (np.hypot(truth.vertex_x - x, truth.vertex_y - y) <= radius).all()
+    assert truth.vertex_z.between(bottom, top).all()
+    assert pulses.event_id.nunique() == 200
+    for event_id, event in pulses.groupby("event_id"):
+        hlc = event[~event.auxiliary & readout.deepcore_fiducial()[event.sensor_id]]
+        first = hlc.groupby("sensor_id").time.min().sort_values().to_numpy()
+        gap = first[2:] - first[:-2] if len(first) > 2 else np.array([])
+        again = hlc[hlc.sensor_id.duplicated()]  # a DOM that launches twice counts twice
+        assert len(again) or gap.min() <= readout.DEEPCORE_WINDOW + readout.COARSE, event_id
+        assert (hlc.time == TRIGGER_TIME).any(), event_id
+
+
+def test_brighter_neutrinos_trigger_more_often(rng, detector):
+    "The share that DeepCore's trigger keeps rises with energy, to nearly one inside."
+    settings = SimulationSettings("deepcore")
+    shares = []
+    for energy in (5.0, 20.0, 200.0):
+        events = sample_neutrinos(rng, 600, KINDS.index("cascade"), settings)
+        events |= {"energy": np.full(600, energy), "is_nc": np.zeros(600, bool)}
+        events["vertex"][:, 2] = rng.uniform(-450, -250, 600)
+        photons, _ = light.event_light(rng, detector, events)
+        shares.append(dataset.detect(rng, detector, photons, 600, settings)[1].mean())
+    assert shares[0] < 0.35 < 0.8 < shares[2]
+    assert shares[0] < shares[1] < shares[2]
+
 
 @pytest.fixture(scope="module")
 def events():

@@ -1,5 +1,6 @@
 """The scripts that train on the whole range of brightness, and judge by it."""
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from iceaggr.model import HierarchicalTransformer
 from iceaggr.packing import collate_dom_packing
 from iceaggr.simulation.dataset import simulate_dataset
 from iceaggr.studies.baselines import DOMSummaries, FirstPulsesOfAll, Summary
+from iceaggr.studies.detector_faults import with_muons
 
 STUDIES = Path(__file__).parents[1] / "studies"
 
@@ -104,6 +106,43 @@ def test_figures_by_brightness(events, tmp_path, monkeypatch):
     inside = (error <= vmf_quantile(kappa, 0.68)).numpy()
     assert (table.inside * table.events).sum() == pytest.approx(inside.sum())
     assert (table["mean"] * table.events).sum() == pytest.approx(np.degrees(error.numpy()).sum(), rel=1e-4)
+
+
+def test_coincident_muons_stay_within_the_read_out():
+    "Every event keeps its pulses and its span; those added are of one muon, from a random time on."
+    frame = pd.DataFrame({"event_id": [0, 0, 1, 1], "sensor_id": 7, "time": [6_000, 16_000, 8_000, 9_000],
+                          "charge": 1.0, "auxiliary": True})
+    muon = pd.DataFrame({"event_id": 5, "sensor_id": [1, 2, 3], "time": [0, 400, 5_000],
+                         "charge": 2.0, "auxiliary": False})
+    starts = []
+    for seed in range(40):
+        both = with_muons(frame, [muon], np.random.default_rng(seed))
+        pd.testing.assert_frame_equal(both[both.auxiliary].reset_index(drop=True), frame)
+        added = both[~both.auxiliary]
+        assert added.groupby("event_id").time.max().le([16_000, 9_000]).all()
+        assert set(added.sensor_id[added.event_id == 1]) <= {1, 2}  # the third comes after the read-out
+        first = added.groupby("event_id").time.min()
+        assert first.ge([6_000, 8_000]).all()
+        starts.append(first[0])
+    assert np.ptp(starts) > 7_000
+
+
+def test_faults_by_brightness(tmp_path, monkeypatch):
+    "Every event under each fault; without a fault nothing changes; saturation leaves dim events alone."
+    monkeypatch.syspath_prepend(STUDIES)
+    import faults_by_brightness as study
+    out = tmp_path / "faults.csv"
+    make = study.simulate_chunk
+    monkeypatch.setattr(study, "simulate_chunk", lambda detector, seed, chunk, settings: make(
+        detector, seed, chunk, replace(settings, energy=(200.0, 2e3))))
+    monkeypatch.setattr(sys, "argv", ["", "--chunks", "1", "--models", "small", "--out", str(out)])
+    study.main()
+    table = pd.read_csv(out)
+    assert set(table.fault) == {"none", "saturation", "coincident muon"}
+    assert (table.groupby("fault").events.sum() == 100).all()
+    change = table.set_index(["fault", "low"]).change
+    assert (change["none"] == 0).all()
+    assert abs(change["saturation", 0]) < 0.1 < change["coincident muon", 0]
 
 
 def dom(times, charges):

@@ -30,13 +30,13 @@ from ..geometry import N_SENSORS, Geometry, default_efficiency, load_geometry
 from ..io.writing import meta_rows, write_table
 from .light import Detector, draw_variation, event_light
 from .neutrinos import KINDS, MIXES, SimulationSettings, arrival_angles, sample_neutrinos
-from .readout import SMT, delayed_pulses, noise_hits, read_out, spe_charge
+from .readout import DEEPCORE_SMT, SMT, delayed_pulses, noise_hits, read_out, spe_charge
 
 # %% ../../nbs/33_simulation.ipynb #561948d7
 def _hits(rng, detector:Detector, light:tuple, able): # event, sensor, time, charge of all hits
     "Photo-electrons, after-pulses and noise of the events that may trigger."
-    keep = able[light[0]]
-    event, sensor, time, weight = (x[keep] for x in light)
+    if not able.all(): light = [x[able[light[0]]] for x in light]
+    event, sensor, time, weight = light
     time, parent, delay = delayed_pulses(rng, time, weight)
     first = np.full(len(able), np.inf)
     np.minimum.at(first, event, time)
@@ -62,7 +62,8 @@ def detect(
 ): # pulses as of `read_out`; (n,) bool triggered; (n,) photo-electrons
     "Take photo-electrons through charges, noise and the trigger."
     signal = np.bincount(light[0], light[3], n)
-    hits = _hits(rng, detector, light, signal >= SMT)
+    least = DEEPCORE_SMT if settings and MIXES[settings.mix].get("deepcore") else SMT
+    hits = _hits(rng, detector, light, signal >= least)
     pulses, triggered = read_out(*hits, n, detector.neighbours, settings)
     return pulses, triggered, signal
 
@@ -314,7 +315,7 @@ def _write_files(out:Path, chunks, n_events:int, per_file:int, progress:bool):
     write_table(pd.concat(metas, ignore_index=True), out / "train_meta.parquet")
 
 # %% ../../nbs/33_simulation.ipynb #0249e1c4
-VERSION = 3  # of the simulation: raise it when the same seed gives other events
+VERSION = 4  # of the simulation: raise it when the same seed gives other events
 
 
 def _fingerprint(geometry): # 8 hexadecimal digits

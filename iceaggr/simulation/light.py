@@ -216,7 +216,8 @@ def dom_acceptance(
 PANDEL_LAMBDA, PANDEL_TAU = 33.3, 557.0  # m, ns
 PANDEL_ICE = 33.0    # effective scattering length [m] for which PANDEL_LAMBDA holds
 ONSET = 2.5          # ns: mean delay of the earliest light at a source
-SMALL_ANGLE = 34.0   # ns: what small-angle scattering adds at 100 m
+SMALL_ANGLE = 48.0   # ns: what small-angle scattering adds at 100 m
+ONSET_SHAPE = 2.5    # of the gamma distribution of these delays
 JITTER = 2.3         # ns: time resolution of a PMT
 
 
@@ -235,12 +236,12 @@ def pandel_scale(lam_a): # ns
 # %% ../../nbs/31_light.ipynb #4eb305b0
 def onset_mean(distance): # ns
     "Mean delay of the earliest light."
-    return SMALL_ANGLE * np.minimum(distance / 100, 1.5) ** 0.9 + ONSET
+    return SMALL_ANGLE * np.minimum(distance / 100, 3) ** 1.1 + ONSET
 
 # %% ../../nbs/31_light.ipynb #6c6c4a19
-def _onset_delay(rng, distance): # ns
+def _onset_delay(rng, mean): # (n,) ns, of `onset_mean` -> (n,) ns
     "Draw delays of the earliest light."
-    return onset_mean(distance) * rng.standard_gamma(1.5, len(distance)) / 1.5
+    return mean * rng.standard_gamma(ONSET_SHAPE, len(mean)) / ONSET_SHAPE
 
 # %% ../../nbs/31_light.ipynb #eb7e6dd1
 def track_delay(
@@ -252,7 +253,7 @@ def track_delay(
     d_eff = 3.1 - 3.9 * cosine + 4.6 * cosine**2 + 0.84 * d
     shape = d_eff / (PANDEL_LAMBDA * lam_e / PANDEL_ICE)
     head_on = 0.17 * np.minimum(d / 40, 1) * cosine
-    shape = shape * 0.8 * np.clip(d / 125, 0.02, 1.3) ** 0.22 - head_on
+    shape = shape * 0.735 * np.clip(d / 125, 0.02, 1.3) ** 0.12 - head_on
     return np.maximum(shape, 0.01) / near_light(d), pandel_scale(lam_a)
 
 # %% ../../nbs/31_light.ipynb #18572d8f
@@ -265,7 +266,7 @@ def cascade_delay(
     "Gamma distribution of the delay of a cascade's light."
     head_on = 0.22 * np.minimum(r / 40, 1) * kz
     off_cone = 0.48 * np.maximum(COS_C - cosine, 0) * (1 - np.exp(-r / 40))
-    shape = (2.5 + r) / 140 * np.sqrt(np.clip(r / 75, 0.1, 3)) - head_on + off_cone
+    shape = (2.5 + r) / 135 * np.maximum(r / 75, 0.07) ** 0.3 - head_on + off_cone
     return np.maximum(shape, 0.02) / near_light(r) * PANDEL_ICE / lam_e, pandel_scale(lam_a)
 
 # %% ../../nbs/31_light.ipynb #30c68775
@@ -380,11 +381,11 @@ def draw_photons(
     while drawn.sum() > MAX_DRAWN and cap > 1:
         cap //= 2
         drawn = np.minimum(count, cap)
-    k = np.repeat(np.arange(len(mu)), drawn)
-    scattering = scale[k] * rng.standard_gamma(shape[k])
-    onset = _onset_delay(rng, r[k])
-    time = t[k] + scattering + onset + JITTER * rng.standard_normal(len(k))
-    return source[k], sensor[k], time, (count / np.maximum(drawn, 1))[k]
+    def of_each(x): return np.repeat(x, drawn)  # photo-electron
+    time = of_each(t) + of_each(scale) * rng.standard_gamma(of_each(shape))
+    time += _onset_delay(rng, of_each(onset_mean(r)))
+    time += JITTER * rng.standard_normal(len(time))
+    return of_each(source), of_each(sensor), time, of_each(count / np.maximum(drawn, 1))
 
 # %% ../../nbs/31_light.ipynb #5ab788e1
 def shower_maximum(energy:np.ndarray): # m
@@ -430,13 +431,27 @@ def cascade_light(
     return draw_photons(rng, source, sensor, t, mu, shape, scale, r)
 
 # %% ../../nbs/31_light.ipynb #42bc779c
-END_FADE = 15.0    # m over which light beyond the ends of a track fades
+END_FADE = 15.0    # m over which light fades at the ends of a track
 CONE_REACH = 25.0  # m within which a track's light keeps to its Cherenkov cone
 
 
 def muon_brightness(energy): # in units of a bare muon
     "Light per metre of a muon with its small secondaries and continuous radiation."
     return 1.188 + 0.0206 * np.log(np.maximum(energy, 1)) + CONTINUOUS_LOSS * energy * METRES_PER_GEV
+
+# %% ../../nbs/31_light.ipynb #c58fabfb
+def _within(x): # m past the start of a track, or before its end
+    "Light near one end of a track, relative to an endless one."
+    fade = 0.5 * np.exp(-np.abs(x) / END_FADE)
+    return np.where(x > 0, 1 - fade, fade)
+
+
+def end_share(
+    emission:np.ndarray, # (k,) m along the track from its start, may lie outside
+    length:np.ndarray, # (k,) m of the tracks
+): # (k,)
+    "Light of a track with two ends, relative to an endless one; along the line it sums to the length."
+    return np.maximum(_within(emission) + _within(length - emission) - 1, 0)
 
 # %% ../../nbs/31_light.ipynb #b69b54ac
 def track_expectation(
@@ -457,7 +472,7 @@ def track_expectation(
     lam_e, lam_a = ice.between(position + apparent[:, None] * u, xyz)
     mu = LIGHT_PER_METRE * muon_brightness(energy_at(inside)) * track_fluence(d, lam_e, lam_a) * efficiency
     share = TRACK_ACCEPTANCE * ice.variation.hole_ice
-    mu = mu * dom_acceptance(kz, d, lam_e, share) * np.exp(-beyond / END_FADE)
+    mu = mu * dom_acceptance(kz, d, lam_e, share) * end_share(emission, length)
     from_end = inside + GROUP_INDEX * np.maximum(np.hypot(s - inside, d), 0.2)
     arrival = np.where(beyond > 0, from_end, SPEED_OF_LIGHT * track_time(s, d)) / SPEED_OF_LIGHT
     return mu, *track_delay(d + beyond, kz, lam_e, lam_a), arrival, d + beyond

@@ -34,6 +34,9 @@ MIXES["cascades"] = MIXES["ppc"] | {"shares": (0.12, 0.18, 0.70)}  # more of the
 MIXES["whole_range"] = {  # as many events per decade of light
     "shares": (0.35, 0.25, 0.40), "energy": (5.0, 1e7), "index": 1.0, "tails": (), "launches": 44,
     "at_once": 8}                  # candidates simulated together: bright ones fill the processor's cache
+MIXES["deepcore"] = {     # low energies, kept by DeepCore's trigger (32_readout)
+    "shares": (0.0, 0.5, 0.5), "energy": (5.0, 200.0), "tails": (), "launches": None, "deepcore": True,
+    "vertices": (46.3, -34.9, 200.0, -550.0, -100.0)}  # x, y of the axis, radius, bottom, top [m]
 
 # %% ../../nbs/30_neutrinos.ipynb #0d857ecb
 @dataclass(frozen=True)
@@ -220,11 +223,13 @@ _NUCLEON_MASS = 0.938       # GeV
 _NEUTRAL_CURRENTS = 0.25    # share of the cascades
 
 
-def _random_vertices(rng, n:int): # (n, 3) m
-    "Points spread evenly over the cylinder."
-    r = RADIUS * np.sqrt(rng.random(n))
+def _random_vertices(rng, n:int, settings:SimulationSettings): # (n, 3) m
+    "Points spread evenly over the cylinder of the mix."
+    detector = 0.0, 0.0, RADIUS, -HALF_HEIGHT, HALF_HEIGHT
+    x, y, radius, bottom, top = MIXES[settings.mix].get("vertices", detector)
+    r = radius * np.sqrt(rng.random(n))
     phi = rng.uniform(0, 2 * np.pi, n)
-    return np.stack([r * np.cos(phi), r * np.sin(phi), rng.uniform(-HALF_HEIGHT, HALF_HEIGHT, n)], 1)
+    return np.stack([x + r * np.cos(phi), y + r * np.sin(phi), rng.uniform(bottom, top, n)], 1)
 
 # %% ../../nbs/30_neutrinos.ipynb #b98a7883
 def sample_neutrinos(
@@ -242,7 +247,7 @@ def sample_neutrinos(
     theta = np.sqrt(2 * _NUCLEON_MASS * x * y / (E * (1 - y)))
     lepton = rotate(rng, u, np.minimum(theta, 1.0))
     outside = kind == KINDS.index("track_through")
-    vertex = _cylinder_entry(rng, lepton) - LEAD * lepton if outside else _random_vertices(rng, n)
+    vertex = _cylinder_entry(rng, lepton) - LEAD * lepton if outside else _random_vertices(rng, n, settings)
     neutral = (rng.random(n) < _NEUTRAL_CURRENTS) & (kind == KINDS.index("cascade"))
     return {"kind": np.full(n, kind), "energy": E, "inelasticity": y, "direction": u, "lepton": lepton,
             "vertex": vertex, "is_nc": neutral, "n_muons": np.full(n, int(kind < 2))}

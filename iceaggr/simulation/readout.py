@@ -8,6 +8,7 @@ __all__ = ['read_out']
 # %% ../../nbs/32_readout.ipynb #85f28f1e
 import numpy as np
 
+from ..geometry import DOMS_PER_STRING, FIRST_DEEPCORE_STRING, N_SENSORS
 from .light import Detector
 from .neutrinos import MIXES, SimulationSettings
 
@@ -43,13 +44,14 @@ def spe_charge(
     weight:np.ndarray, # (n,) photo-electrons
 ): # (n,) charge [p.e.], not yet rounded
     "Charges of photo-electrons."
-    n = len(weight)
-    is_small = rng.random(n) < _SPE["exponential"]
-    small = rng.exponential(_SPE["scale"], n)
-    normal = rng.normal(_SPE["mean"], _SPE["sigma"], n)
+    z = rng.standard_normal(len(weight))
+    charge = np.abs(_SPE["mean"] + _SPE["sigma"] * z)
+    small = np.flatnonzero(rng.random(len(weight)) < _SPE["exponential"])
+    charge[small] = rng.exponential(_SPE["scale"], len(small))
+    many = np.flatnonzero(weight > 1)
     mean = _SPE["exponential"] * _SPE["scale"] + (1 - _SPE["exponential"]) * _SPE["mean"]
-    many = weight * mean + 0.45 * np.sqrt(weight) * rng.standard_normal(n)
-    return np.where(weight > 1, np.maximum(many, 0.1), np.abs(np.where(is_small, small, normal)))
+    charge[many] = np.maximum(weight[many] * mean + 0.45 * np.sqrt(weight[many]) * z[many], 0.1)
+    return charge
 
 # %% ../../nbs/32_readout.ipynb #983393a6
 LATE_SHARE = 0.035  # of the photo-electrons are late by 25 to 150 ns
@@ -65,8 +67,9 @@ def delayed_pulses(
     time:np.ndarray, weight:np.ndarray, # (n,) of the photo-electrons
 ): # (n,) times; after-pulses: index of their photo-electron (m,), delay (m,)
     "Delay some photo-electrons, and draw after-pulses."
-    n = len(time)
-    time = time + np.where(rng.random(n) < LATE_SHARE, rng.uniform(25, 150, n), 0)
+    n, time = len(time), time.copy()
+    late = np.flatnonzero(rng.random(n) < LATE_SHARE)
+    time[late] += rng.uniform(25, 150, len(late))
     shares, delays, spreads = np.array(AFTER_PULSES).T
     total = shares.sum()
     parent = np.flatnonzero(rng.random(n) < total * np.minimum(weight, 1 / total))
@@ -74,7 +77,7 @@ def delayed_pulses(
     return time, parent, np.maximum(rng.normal(delays[which], spreads[which]), 200)
 
 # %% ../../nbs/32_readout.ipynb #7ce004d0
-SPAN = 1e6  # ns; longer than any event
+SPAN = 1e6  # ns; longer than any event and a launch
 
 
 def window_starts(
@@ -83,7 +86,7 @@ def window_starts(
 ): # (m,) indices of the hits that open a window, ascending
     "Hits that open a window, all channels at once."
     if not len(key): return np.zeros(0, np.int64)
-    channel = (key // SPAN).astype(np.int64)
+    channel = (key / SPAN).astype(np.int64)
     current = np.flatnonzero(np.r_[True, channel[1:] != channel[:-1]])
     found = []
     while len(current):
@@ -106,10 +109,12 @@ def find_launches(
     able = np.flatnonzero(charge >= THRESHOLD)
     start = able[window_starts(key[able], LAUNCH)]
     if not len(start): return np.full(len(key), -1), start
-    launch = np.searchsorted(key[start], key, side="right") - 1
-    same_channel = key[start[launch]] // SPAN == key // SPAN
-    same = (launch >= 0) & same_channel & (key - key[start[launch]] < LAUNCH)
-    return np.where(same, launch, -1), start
+    opens = np.zeros(len(key), np.int64)
+    opens[start] = 1
+    launch = np.cumsum(opens) - 1  # the last one that began before; maybe over, or of a channel before
+    launch[key - key[start[launch]] >= LAUNCH] = -1
+    launch[:start[0]] = -1
+    return launch, start
 
 # %% ../../nbs/32_readout.ipynb #1eb95b77
 HLC_WINDOW = 1000.0  # ns
@@ -139,17 +144,19 @@ def smt_trigger(
     event:np.ndarray, time:np.ndarray, # (h,) HLC launches, sorted by (event, time)
     n:int, # number of events
     most:int|None=None, # launches per event that count; None: all
+    hits:int=SMT, # launches that trigger
+    window:float=SMT_WINDOW, # ns, in which they come
 ): # (n,) first launch of the trigger or nan, (n,) last
     "The first simple multiplicity trigger of each event."
     first, last = np.full(n, np.nan), np.full(n, np.nan)
     if most:
         early = np.arange(len(event)) - np.searchsorted(event, event) < most
         event, time = event[early], time[early]
-    i = np.arange(max(len(event) - SMT + 1, 0))
-    j = i + SMT - 1
-    i = i[(event[i] == event[j]) & (time[j] - time[i] <= SMT_WINDOW)]
+    i = np.arange(max(len(event) - hits + 1, 0))
+    j = i + hits - 1
+    i = i[(event[i] == event[j]) & (time[j] - time[i] <= window)]
     if not len(i): return first, last
-    e, begin, end = event[i], time[i], time[i + SMT - 1]
+    e, begin, end = event[i], time[i], time[i + hits - 1]
     start, in_first = _first_chain(e, begin, end)
     first[e[start]] = begin[start]
     np.fmax.at(last, e[in_first], end[in_first])
@@ -164,6 +171,17 @@ def _first_chain(e, begin, end): # indices of the first window of each event; bo
     start = np.flatnonzero(~same_event)
     size = np.diff(np.r_[start, len(e)])
     return start, chain == np.repeat(chain[start], size)
+
+# %% ../../nbs/32_readout.ipynb #794eb603
+DEEPCORE_SMT, DEEPCORE_WINDOW = 3, 2500.0  # launches, ns
+DEEPCORE_NEIGHBOURS = 25, 26, 27, 34, 35, 36, 37, 44, 45, 46, 47, 54  # IceCube strings, numbered from 1
+
+
+def deepcore_fiducial(): # (5160,) bool
+    "DOMs whose launches count for DeepCore's trigger."
+    string, dom = np.divmod(np.arange(N_SENSORS), DOMS_PER_STRING)
+    core = (string >= FIRST_DEEPCORE_STRING) & (dom >= 10)
+    return core | (np.isin(string + 1, DEEPCORE_NEIGHBOURS) & (dom >= 38))
 
 # %% ../../nbs/32_readout.ipynb #29b8955a
 STAMP = 75.0                            # ns: charge stamp of a launch without coincidence
@@ -193,18 +211,28 @@ BEFORE, AFTER = 4000.0, 6000.0  # ns, around the trigger
 TRIGGER_TIME = 10_000           # ns: time of the first launch of the trigger
 
 
-def _sorted_hits(event, sensor, time, charge, neighbours): # the same, and their key
+def _sorted_hits(event, sensor, time, charge, neighbours): # time, charge and key, sorted; (h,) order
     "Hits sorted by (event, sensor, time)."
     key = (event * len(neighbours) + sensor) * SPAN + time
-    order = np.argsort(key, kind="stable")
-    return event[order], sensor[order], time[order], charge[order], key[order]
+    order = np.argsort(key)
+    return time[order], charge[order], key[order], order
 
 # %% ../../nbs/32_readout.ipynb #1082b90a
-def _triggers(event, time, start, hlc, n, settings): # first launch (n,), last launch (n,) [ns]
-    "Triggers of events by their launches."
-    rows = start[hlc]
+def _triggers(event, sensor, time, n, settings): # first launch (n,), last launch (n,) [ns]
+    "Triggers of events by their HLC launches."
+    mix = MIXES[settings.mix]
+    counts = deepcore_fiducial() if mix.get("deepcore") else np.ones(N_SENSORS, bool)
+    rows = np.flatnonzero(counts[sensor])
     rows = rows[np.lexsort((time[rows], event[rows]))]
-    return smt_trigger(event[rows], time[rows], n, MIXES[settings.mix]["launches"])
+    kind = (DEEPCORE_SMT, DEEPCORE_WINDOW) if mix.get("deepcore") else (SMT, SMT_WINDOW)
+    return smt_trigger(event[rows], time[rows], n, mix["launches"], *kind)
+
+# %% ../../nbs/32_readout.ipynb #278fa6d3
+def _is_read(launch, time, began, hlc, first, last): # (h,) bool; began, hlc, first, last: of the launches
+    "Hits that are read out: within the window, and within the stamp of a launch without coincidence."
+    until = np.where(hlc, last + AFTER, np.minimum(last + AFTER, began + STAMP))
+    until[~(began >= first - BEFORE)] = -np.inf  # no trigger: nan
+    return (launch >= 0) & (time <= until[launch])
 
 # %% ../../nbs/32_readout.ipynb #3de3bf04
 def _merge_hits(launch, time, charge, offset, hlc, settings): # (m,) first hits, times, charges
@@ -234,21 +262,19 @@ def read_out(
 ): # pulses: event, sensor, time, charge, auxiliary, sorted by (event, time); (n,) bool triggered
     "From hits to the pulses of triggered events."
     settings = settings or SimulationSettings()
-    event, sensor, time, charge, key = _sorted_hits(event, sensor, time, charge, neighbours)
+    time, charge, key, order = _sorted_hits(event, sensor, time, charge, neighbours)
     launch, start = find_launches(key, charge)
     if not len(start): return _no_pulses(event, sensor, time, charge), np.zeros(n, bool)
-    hlc = local_coincidence(event[start], sensor[start], time[start], neighbours)
-    first, last = _triggers(event, time, start, hlc, n, settings)
-    began = time[start[launch]]
-    keep = (launch >= 0) & (hlc[launch] | (time - began < STAMP))
-    keep &= (began >= first[event] - BEFORE) & (time <= last[event] + AFTER)  # nan, no trigger: False
-    event, sensor, time, charge, launch, began = (
-        x[keep] for x in (event, sensor, time, charge, launch, began))
-    new, at, total = _merge_hits(launch, time, charge, time - began, hlc[launch], settings)
-    event, sensor, auxiliary = event[new], sensor[new], ~hlc[launch[new]]
+    event, sensor, began = event[order[start]], sensor[order[start]], time[start]  # of the launches
+    hlc = local_coincidence(event, sensor, began, neighbours)
+    first, last = _triggers(event[hlc], sensor[hlc], began[hlc], n, settings)
+    read = np.flatnonzero(_is_read(launch, time, began, hlc, first[event], last[event]))
+    time, charge, launch = time[read], charge[read], launch[read]
+    new, at, total = _merge_hits(launch, time, charge, time - began[launch], hlc[launch], settings)
+    of_first = time[new] == first[event[launch[new]]]  # the pulse of the first launch stands at TRIGGER_TIME
+    event, sensor, auxiliary = event[launch[new]], sensor[launch[new]], ~hlc[launch[new]]
     origin = first.copy()
-    opens = time[new] == first[event]
-    origin[event[opens]] = at[opens]  # the pulse of the first launch stands at TRIGGER_TIME
+    origin[event[of_first]] = at[of_first]
     stamp, total = _digitised(at, total, origin[event])
     order = np.lexsort((sensor, stamp, event))
     return tuple(x[order] for x in (event, sensor, stamp, total, auxiliary)), ~np.isnan(first)

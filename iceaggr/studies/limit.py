@@ -19,6 +19,7 @@ from iceaggr.simulation.light import (
     GROUP_INDEX,
     JITTER,
     METRES_PER_GEV,
+    ONSET_SHAPE,
     Detector,
     cascade_expectation,
     event_light,
@@ -59,11 +60,11 @@ _SHARES = np.array([5e-4, 0.02, 0.15, 0.35, 0.55, 0.75, 0.9, 0.98, 0.9995])
 def _earliest_light() -> tuple: # (R,) distance [m], (R, K) delays at _SHARES [ns]
     "Quantiles of onset and jitter together, by distance."
     from scipy.stats import gamma, norm
-    distance = np.linspace(0, 150, 31)
+    distance = np.linspace(0, 300, 61)
     fine = (np.arange(1_000) + 0.5) / 1_000
     quantiles = []
     for mean in onset_mean(distance):
-        delay = gamma.ppf(fine, 1.5, scale=mean / 1.5)  # equally probable delays
+        delay = gamma.ppf(fine, ONSET_SHAPE, scale=mean / ONSET_SHAPE)  # equally probable delays
         t = np.linspace(-15, delay[-1] + 15, 1_000)
         below = norm.cdf(t[:, None] - delay, scale=JITTER).mean(1)
         quantiles.append(np.interp(_SHARES, below, t))
