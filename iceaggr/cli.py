@@ -190,27 +190,32 @@ def predict(args):
         args.split = _split_of(args)
         batches = chosen_batches(args.batches, args.data, args.split)
         dataset = IceCubeDataset(args.data, args.split, batches, on_bad_event=args.on_bad_event)
-        table = predict_dataset(model, dataset, workers=args.workers, precision=args.precision)
+        options = dict(workers=args.workers, precision=args.precision, density=args.density)
+        table = predict_dataset(model, dataset, **options)
         on_first(lambda: _write_predictions(table, dataset, out, args.submission))
 
 # %% ../nbs/49_cli.ipynb #684ad06b
 def _predict_file(args, model, out):
     "Predict the events of a file, without a data set."
     import pandas as pd
-
-    from iceaggr.geometry import Geometry
-    from iceaggr.io.convert import read_events
     for name in ("batches", "submission"):
         if getattr(args, name): raise UsageError(f"--{name} is for data sets: convert the file first")
     if args.on_bad_event == "skip":
         raise UsageError("--on-bad-event skip is for data sets: run `iceaggr convert` with it first")
-    sensors = model.t2.sensors.cpu().numpy()
-    detector = Geometry(sensors[:, :3], sensors[:, 5])
-    pieces = read_events(args.data, detector, args.pulsemap, False, args.only_known_doms)
-    tables = [model.predict(pulses, progress=True) for _, pulses, _ in pieces]
+    tables = [model.predict(pulses, progress=True, density=args.density)
+              for pulses in _pulses_of_file(args, model)]
     table = pd.concat(tables, ignore_index=True)
     _write_table(table, out)
     say(f"{len(table):,} predictions in {out}")
+
+def _pulses_of_file(args, model): # yields frames of pulses
+    "The events of a file, piece by piece."
+    from iceaggr.geometry import Geometry
+    from iceaggr.io.convert import read_events
+    sensors = model.t2.sensors.cpu().numpy()
+    detector = Geometry(sensors[:, :3], sensors[:, 5])
+    pieces = read_events(args.data, detector, args.pulsemap, False, args.only_known_doms)
+    return (pulses for _, pulses, _ in pieces)
 
 def _split_of(args) -> str: # "train" or "test"
     "The split that was named, or the one that the data set has."
@@ -419,6 +424,56 @@ def _batches_of_event(data, split, event): # numbers, or None: it may be among t
     def holds(path): return (read_arrow(path)["event_id"].to_numpy() == event).any()
     return [b for b, path in files.items() if holds(path)] or None
 
+# %% ../nbs/49_cli.ipynb #a048c4ba
+def skymap(args):
+    "Write sky maps (HEALPix, FITS), or a table of the regions that hold 50 and 90 %."
+    from iceaggr.common import plural
+    from iceaggr.model import HierarchicalTransformer
+    from iceaggr.sky_density import write_maps
+    out = Path(args.out)
+    if out.suffix not in ("", ".csv", ".parquet"):
+        raise UsageError(f"--out {out}: name a folder for the maps, or a table of regions (.csv, .parquet)")
+    if out.suffix and args.plot: raise UsageError("--plot draws maps: let --out name a folder")
+    model = HierarchicalTransformer.load(args.run, device=args.device or "cpu")
+    model.t2.sky.check_trained()
+    table = _densities(args, model)
+    if args.mjd is not None and len(table) > 1:
+        raise UsageError(f"--mjd is the time of one event, here are {len(table):,}: use --event or --times")
+    n = write_maps(table, out, _times(args, table), args.plot)
+    what = f"regions of {plural(len(table), 'event')}" if out.suffix else plural(len(table), "sky map")
+    rest = len(table) - n
+    without = f", {rest:,} in detector coordinates, as their times are unknown" if rest else ""
+    say(f"{what} in {out}: {n:,} in right ascension and declination{without}")
+
+# %% ../nbs/49_cli.ipynb #f06d4b5e
+def _densities(args, model): # table of predictions
+    "The densities of the events of a data set or a file."
+    import pandas as pd
+
+    from iceaggr.data import IceCubeDataset
+    from iceaggr.model import predict_dataset
+    if Path(args.data).is_file():
+        if args.batches or args.event is not None:
+            raise UsageError("--batches and --event are for data sets: convert the file first")
+        tables = [model.predict(pulses, progress=True, density=True)
+                  for pulses in _pulses_of_file(args, model)]
+        return pd.concat(tables, ignore_index=True)
+    args.split = _split_of(args)
+    if args.event is None:
+        batches = chosen_batches(args.batches, args.data, args.split)
+        dataset = IceCubeDataset(args.data, args.split, batches)
+    else: dataset, _ = find_event(args.data, args.split, args.event, args.batches)
+    return predict_dataset(model, dataset, density=True)
+
+def _times(args, table): # event_id, mjd, ...; None: unknown
+    "The times of events: of the option, of a table, or of the data set's own events.csv."
+    import pandas as pd
+    if args.mjd is not None: return pd.DataFrame({"event_id": table.event_id, "mjd": args.mjd})
+    if args.times: return (pd.read_parquet if args.times.endswith(".parquet") else pd.read_csv)(args.times)
+    own = Path(args.data) / "events.csv"
+    known = pd.read_csv(own) if own.is_file() else pd.DataFrame()
+    return known if {"event_id", "mjd"} <= set(known.columns) else None
+
 # %% ../nbs/49_cli.ipynb #c96443a9
 def bench(args):
     "Measure speed and memory on this machine, in some minutes."
@@ -497,7 +552,8 @@ EXAMPLE = """from events to figures:
   iceaggr predict  --data data/first --run small --out runs/first/predictions.csv
   iceaggr evaluate --data data/first --predictions runs/first/predictions.csv --out runs/first
   iceaggr display  --data data/first --event brightest --run small --out runs/first/event.html
-`iceaggr train` trains a model of your own; `iceaggr VERB --help` explains a verb."""
+`iceaggr skymap` writes sky maps, `iceaggr train` trains a model of your own.
+`iceaggr VERB --help` explains a verb."""
 
 THREADS = """
 
@@ -672,6 +728,9 @@ def _predict_options(p):
     p.add_argument("--submission", action="store_true",
                    help="only the three columns of Kaggle, with line fits for bad events (else their rows "
                         "are empty)")
+    p.add_argument("--density", action="store_true",
+                   help="add the density on the sphere: its median, entropy, areas of the regions that hold "
+                        "50 and 90 %% [square degrees], and its components")
     p.add_argument("--precision", choices=("float32", "bfloat16"), default="float32",
                    help="bfloat16: autocast")
     p.add_argument("--device", type=_device_name, help="cpu or cuda; default: cuda where there is one")
@@ -715,6 +774,26 @@ def _display_options(p):
     p.add_argument("--plotly", choices=("inside", "beside"), default="inside",
                    help="beside: write plotly's script once next to the pages; each is 5 MB smaller")
 
+# %% ../nbs/49_cli.ipynb #9d969798
+def _skymap_options(p):
+    p.add_argument("--data", required=True, metavar="PATH", help="data set, or a file as for convert")
+    p.add_argument("--out", required=True, metavar="PATH",
+                   help="folder for one FITS file per event, or a table of regions (.csv, .parquet)")
+    p.add_argument("--run", required=True, metavar="PATH", help="model; a path or a name as for predict")
+    p.add_argument("--event", type=_event_name, help='event_id, or "brightest"; default: all')
+    p.add_argument("--split", choices=("train", "test"),
+                   help="which events; default: train, or test where there are no others")
+    p.add_argument("--batches", type=batch_numbers, help="numbers of the files, such as 5,6; default: all")
+    when = p.add_mutually_exclusive_group()
+    when.add_argument("--mjd", type=float, help="modified Julian date (UTC) of the single event")
+    when.add_argument("--times", metavar="FILE",
+                      help="table (.csv, .parquet) with event_id, mjd and perhaps ra_deg, dec_deg of "
+                           "published positions; default: events.csv of the data set. Without a time a map "
+                           "is in detector coordinates")
+    p.add_argument("--plot", action="store_true", help="draw each map beside its file")
+    p.add_argument("--device", type=_device_name, help="cpu or cuda; default: cpu")
+    _file_options(p)
+
 # %% ../nbs/49_cli.ipynb #dc4ed532
 def _bench_options(p):
     p.add_argument("--data", metavar="PATH",
@@ -735,6 +814,7 @@ VERBS = {
     predict: _predict_options,
     evaluate: _evaluate_options,
     display: _display_options,
+    skymap: _skymap_options,
     bench: _bench_options,
 }
 

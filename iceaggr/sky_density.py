@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEVELS', 'BINS', 'pooled_events', 'train_head', 'calibrate_head', 'fit_density', 'mixture_maps', 'write_maps']
 
-# %% ../nbs/26_sky_density.ipynb #517a8276
+# %% ../nbs/26_sky_density.ipynb #5c7c9704
 import json
 import math
 from pathlib import Path
@@ -22,7 +22,7 @@ from .model import HierarchicalTransformer, predict_dataset
 from .pulses import exact_ids
 from .skymap import contours, plot_map, sky_maps
 
-# %% ../nbs/26_sky_density.ipynb #f8d79251
+# %% ../nbs/26_sky_density.ipynb #ab8532c8
 @torch.no_grad()
 def pooled_events(
     model:HierarchicalTransformer,
@@ -45,7 +45,7 @@ def pooled_events(
     true = angles_to_vector(*torch.from_numpy(targets.astype(np.float32)).T)
     return torch.cat(pooled), torch.cat(vectors), true
 
-# %% ../nbs/26_sky_density.ipynb #56a3ea8f
+# %% ../nbs/26_sky_density.ipynb #54c4c32b
 def train_head(
     head, # SkyDensity
     pooled:Tensor, # (B, d_model)
@@ -74,7 +74,7 @@ def train_head(
             schedule.step()
     head.requires_grad_(False).eval()
 
-# %% ../nbs/26_sky_density.ipynb #f01a22c9
+# %% ../nbs/26_sky_density.ipynb #5079db29
 LEVELS = 0.5, 0.68, 0.9
 
 @torch.no_grad()
@@ -94,11 +94,11 @@ def calibrate_head(
         for factor in np.exp(np.arange(-0.3, 0.31, 0.05)):
             levels = density.calibrated(factor, power).credible_level(true, n=16)
             inside = pd.DataFrame({q: (levels < q).numpy() for q in LEVELS}).groupby(groups).mean()
-            distance = inside.sub(LEVELS).loc[weight.index].pow(2).sum(axis=1) @ weight
+            distance = inside.sub(np.array(LEVELS)).loc[weight.index].pow(2).sum(axis=1) @ weight
             best = min(best, (distance, factor, power))
     head.calibration.copy_(torch.tensor(best[1:]))
 
-# %% ../nbs/26_sky_density.ipynb #ee279062
+# %% ../nbs/26_sky_density.ipynb #3259bae4
 BINS = 30, 100, 300, 1_000, 3_000, 10_000          # pulses of an event
 
 def fit_density(
@@ -123,7 +123,7 @@ def fit_density(
         train_head(model.t2.sky, *train, weight[~held], epochs=epochs, progress=progress)
     calibrate_head(model.t2.sky, *kept, np.digitize(n_pulses[held.numpy()], BINS))
 
-# %% ../nbs/26_sky_density.ipynb #3d5e3951
+# %% ../nbs/26_sky_density.ipynb #f39c27f8
 def mixture_maps(
     mixture:SphereMixture, # of B events
     mjd=None, # (B,) modified Julian dates, UTC; NaN, or None: no time, so a map in detector coordinates
@@ -140,7 +140,7 @@ def mixture_maps(
         return top + np.log(np.exp(terms - top[:, None]).sum(1))
     return sky_maps(log_density, means, kappas, mjd, events)
 
-# %% ../nbs/26_sky_density.ipynb #95d9a4ed
+# %% ../nbs/26_sky_density.ipynb #c1a87cc6
 def write_maps(
     table:pd.DataFrame, # of `predict` with density=True
     out:Path, # folder for a FITS file per event, or a .csv or .parquet file for a table of regions
@@ -161,7 +161,7 @@ def write_maps(
     if out.suffix: _write_table(pd.concat([table, pd.DataFrame(regions)], axis=1), out)
     return int(about.mjd.notna().sum())
 
-# %% ../nbs/26_sky_density.ipynb #6241a20d
+# %% ../nbs/26_sky_density.ipynb #858d994b
 def _names(table) -> list: # one text per event
     "The keys of each event: what comes before the direction."
     keys = table.loc[:, :"azimuth"].iloc[:, :-1]
@@ -178,7 +178,7 @@ def _times_of(table, times) -> pd.DataFrame: # mjd, ra_deg, dec_deg of each even
         raise DataError(f"event {times.index[times.index.duplicated()][0]} has several times: give one each")
     return times.reindex(table.event_id, columns=wanted).reset_index(drop=True)
 
-# %% ../nbs/26_sky_density.ipynb #67ffa69b
+# %% ../nbs/26_sky_density.ipynb #0cf2b244
 def _write_one(skymap, path, plot, about):
     "The file of an event, and its picture."
     skymap.write(path.with_name(path.name + ".fits"))
@@ -201,7 +201,7 @@ def _as_json(lines) -> str:
     return json.dumps([np.round(line, 4).tolist() for line in lines])
 
 def _write_table(table, path):
-    table = table.loc[:, ~table.columns.duplicated(keep="last")]          # areas of the maps are the exact ones
+    table = table.loc[:, ~table.columns.duplicated(keep="last")]          # areas of the maps are exact
     with atomic_write(path) as part:
         if path.suffix == ".csv": table.to_csv(part, index=False)
         else: table.to_parquet(part, index=False)
