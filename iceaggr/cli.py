@@ -670,7 +670,7 @@ def _prepare_options(p):
 def _train_options(p):
     _add_paths(p, "data", "out")
     p.add_argument("--preset", choices=("small", "base", "large"), default="small",
-                   help="size of the model: 0.5, 1.7 or 52 million parameters")
+                   help="size of the model: 0.6, 1.8 or 53 million parameters")
     p.add_argument("--train-batches", type=batch_numbers, metavar="1,2,5-8",
                    help="files to train on; default: all that are not validated on")
     p.add_argument("--valid-batches", type=batch_numbers, metavar="9",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log_mixture', 'SphereMixture', 'SkyDensity']
 
-# %% ../nbs/02c_density.ipynb #924bf461
+# %% ../nbs/02c_density.ipynb #647effde
 import math
 
 import numpy as np
@@ -22,7 +22,7 @@ from iceaggr.direction import (
     vmf_resultant,
 )
 
-# %% ../nbs/02c_density.ipynb #5bdc1d20
+# %% ../nbs/02c_density.ipynb #57638286
 def log_mixture(
     directions:Tensor, # (B, n, 3) unit vectors
     log_weights:Tensor, # (B, K), weights that add up to 1
@@ -34,7 +34,7 @@ def log_mixture(
     height = (directions[:, :, None] - means[:, None]).square().sum(-1) / 2       # 1 - cos, exact if small
     return ((log_weights + log_norm)[:, None] - kappas[:, None] * height).logsumexp(-1)
 
-# %% ../nbs/02c_density.ipynb #755142af
+# %% ../nbs/02c_density.ipynb #72d9443c
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 
 def spread_points(
@@ -50,7 +50,7 @@ def spread_points(
     across = turn.cos() * east + turn.sin() * north
     return (1 - height) * means[:, :, None] + (height * (2 - height)).clamp(min=0).sqrt() * across
 
-# %% ../nbs/02c_density.ipynb #4bea993f
+# %% ../nbs/02c_density.ipynb #a86da5cd
 def tangents(
     directions:Tensor, # (..., 3) unit vectors
 ) -> tuple: # (..., 3) east, (..., 3) north: unit vectors across, towards larger azimuth and smaller zenith
@@ -63,37 +63,9 @@ def tangents(
     east = torch.stack([-y, x, torch.zeros_like(x)], -1)
     return east, torch.linalg.cross(directions, east)
 
-# %% ../nbs/02c_density.ipynb #8e8c1a40
-class SphereMixture:
-    "Densities of B events, each a mixture of K von Mises-Fisher densities."
-    def __init__(self,
-        log_weights:Tensor, # (B, K) of any sum: they are normalised
-        means:Tensor, # (B, K, 3) of any length
-        kappas:Tensor, # (B, K) 0 or more
-    ):
-        self.log_weights = log_weights.log_softmax(-1)
-        self.means, self.kappas = nn.functional.normalize(means, dim=-1), kappas
-
-    def __len__(self): return len(self.kappas)
-
-    def __getitem__(self, events) -> "SphereMixture":
-        "Some of the events; a single number is one event."
-        events = [events] if isinstance(events, int) else events
-        return SphereMixture(self.log_weights[events], self.means[events], self.kappas[events])
-
-    def double(self) -> "SphereMixture":
-        "The same in float64."
-        return SphereMixture(self.log_weights.double(), self.means.double(), self.kappas.double())
-
-    def log_density(self,
-        directions:Tensor, # (B, 3), or (B, n, 3) several per event; unit vectors
-    ) -> Tensor: # (B,) or (B, n), ln of the density per steradian
-        "Logarithm of the density."
-        single = directions.dim() == 2
-        points = directions[:, None] if single else directions
-        found = log_mixture(points, self.log_weights, self.means, self.kappas)
-        return found[:, 0] if single else found
-
+# %% ../nbs/02c_density.ipynb #495882a0
+class _Means:
+    "What follows from points of the densities."
     def points(self,
         n:int=128, # per component
     ) -> tuple: # (B, K * n, 3) directions, (B, K * n) probability of each
@@ -101,13 +73,6 @@ class SphereMixture:
         B, K = self.kappas.shape
         points = spread_points(self.means, self.kappas, n).reshape(B, K * n, 3)
         return points, (self.log_weights.exp() / n).repeat_interleave(n, dim=1)
-
-    def sample(self,
-        n:int, # directions per event
-        generator:torch.Generator|None=None, # of random numbers; None: torch's own
-    ) -> Tensor: # (B, n, 3)
-        "Random directions."
-        return _sample(self, n, generator)
 
     def mean_direction(self) -> Tensor: # (B, 3)
         "The direction of the mean vector."
@@ -141,6 +106,44 @@ class SphereMixture:
         log_density, order = self.log_density(points).sort(-1, descending=True)
         return log_density, weights.gather(1, order)
 
+# %% ../nbs/02c_density.ipynb #f59f5ee2
+class SphereMixture(_Means):
+    "Densities of B events, each a mixture of K von Mises-Fisher densities."
+    def __init__(self,
+        log_weights:Tensor, # (B, K) of any sum: they are normalised
+        means:Tensor, # (B, K, 3) of any length
+        kappas:Tensor, # (B, K) 0 or more
+    ):
+        self.log_weights = log_weights.log_softmax(-1)
+        self.means, self.kappas = nn.functional.normalize(means, dim=-1), kappas
+
+    def __len__(self): return len(self.kappas)
+
+    def __getitem__(self, events) -> "SphereMixture":
+        "Some of the events; a single number is one event."
+        events = [events] if isinstance(events, int) else events
+        return SphereMixture(self.log_weights[events], self.means[events], self.kappas[events])
+
+    def double(self) -> "SphereMixture":
+        "The same in float64."
+        return SphereMixture(self.log_weights.double(), self.means.double(), self.kappas.double())
+
+    def log_density(self,
+        directions:Tensor, # (B, 3), or (B, n, 3) several per event; unit vectors
+    ) -> Tensor: # (B,) or (B, n), ln of the density per steradian
+        "Logarithm of the density."
+        single = directions.dim() == 2
+        points = directions[:, None] if single else directions
+        found = log_mixture(points, self.log_weights, self.means, self.kappas)
+        return found[:, 0] if single else found
+
+    def sample(self,
+        n:int, # directions per event
+        generator:torch.Generator|None=None, # of random numbers; None: torch's own
+    ) -> Tensor: # (B, n, 3)
+        "Random directions."
+        return _sample(self, n, generator)
+
     def calibrated(self,
         factor:float, # of kappa
         power:float, # of kappa
@@ -148,7 +151,7 @@ class SphereMixture:
         "The same with all concentrations changed to factor * kappa ** power."
         return SphereMixture(self.log_weights, self.means, factor * self.kappas ** power)
 
-# %% ../nbs/02c_density.ipynb #5f16cdb3
+# %% ../nbs/02c_density.ipynb #dd82ee8f
 def _area(log_density, weights, level): # (B,) [square degrees]
     "Points held by the region, each of which stands for the area weight / density."
     before = weights.cumsum(-1) - weights
@@ -168,7 +171,7 @@ def _median(points, weights, start, steps:int=10): # (B, 3)
         start = nn.functional.normalize(length.cos() * start + length.sin() * step / length, dim=-1)
     return start
 
-# %% ../nbs/02c_density.ipynb #b7330348
+# %% ../nbs/02c_density.ipynb #83a55c95
 def _sample(mixture, n, generator): # (B, n, 3)
     "Components by their weights, then a direction of each."
     chosen = torch.multinomial(mixture.log_weights.exp(), n, replacement=True, generator=generator)
@@ -180,7 +183,7 @@ def _sample(mixture, n, generator): # (B, n, 3)
     across = turn.cos() * east + turn.sin() * north
     return (1 - height) * means + (height * (2 - height)).clamp(min=0).sqrt() * across
 
-# %% ../nbs/02c_density.ipynb #1dcd06c7
+# %% ../nbs/02c_density.ipynb #90bfbc4e
 def density_table(mixture:SphereMixture) -> pd.DataFrame: # one row per event
     """Moments, from 16 points per component, then the components of each density.
 
@@ -211,7 +214,7 @@ def mixture_of(
     means = angles_to_vector(columns("azimuth"), columns("zenith"))
     return SphereMixture(columns("weight").log(), means, columns("kappa"))
 
-# %% ../nbs/02c_density.ipynb #e6cde54b
+# %% ../nbs/02c_density.ipynb #82054213
 class SkyDensity(nn.Module):
     "T2's second head: a mixture around the direction of the first."
     spread = (1.0, 0.7, 0.3, 0.0, -0.5, -1.5, -2.0, -3.0)     # of ln kappa, before training
@@ -252,7 +255,7 @@ class SkyDensity(nn.Module):
         weight = weight - (start < -2).float()                  # the widest component starts with little
         return SphereMixture(weight, means, kappas).calibrated(*self.calibration)
 
-# %% ../nbs/02c_density.ipynb #0bb9b1b5
+# %% ../nbs/02c_density.ipynb #3eba5c13
 def axes_of(directions:Tensor): # (B, 3) -> (B, 3, 3)
     "Each direction, east of it and north of it, as rows."
     return torch.stack([directions, *tangents(directions)], 1)
