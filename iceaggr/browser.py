@@ -17,6 +17,7 @@ import torch
 from .attention_maps import plot_dom
 from .common import display_library
 from .data import IceCubeDataset
+from .density import mixture_of
 from .direction import angles_to_vector, angular_error
 from iceaggr.display import (
     EventView,
@@ -31,6 +32,8 @@ from iceaggr.display import (
 )
 from .evaluation import check_predictions, event_truth, kind_name, read_predictions
 from .io.kaggle import data_root, find_batches
+from .sky_density import mixture_maps
+from .skymap import contours
 from .style import draw_png, in_kernel
 
 # %% ../nbs/48_browser.ipynb #cb6e8de5
@@ -270,8 +273,18 @@ def _predictions_of(browser, event_id) -> dict: # {name: (azimuth, zenith, kappa
         if not len(found): continue
         record = found.iloc[0]
         kappa = record.kappa if "kappa" in found and record.kappa > 0 else None
-        predictions[name] = (record.azimuth, record.zenith, kappa)
+        predictions[name] = (record.azimuth, record.zenith, kappa, _region_of(found))
     return predictions
+
+def _region_of(row): # (48, 3) unit vectors; None where the table has no densities
+    "The border of the region that holds 68 %: of its largest part, where it has several."
+    if "kappa_0" not in row or row.kappa_0.isna().any(): return None
+    try: [skymap] = mixture_maps(mixture_of(row))
+    except ModuleNotFoundError: return None                   # the extra [sky]: the cone is drawn
+    line = max(contours(skymap, 0.68), key=len)[:-1]
+    places = np.linspace(0, len(line), 48, endpoint=False).astype(int)
+    azimuth, zenith = np.radians(line[places]).T
+    return angles_to_vector(azimuth, zenith).numpy()
 
 # %% ../nbs/48_browser.ipynb #00e91fde
 def _show(browser):
@@ -387,7 +400,7 @@ def _html_table(head, rows) -> str:
 # %% ../nbs/48_browser.ipynb #710b1b55
 def _prediction_row(name, prediction, error, radius): # angles in radians, error in degrees
     "A line of the table of predictions; empty where something is not known."
-    azimuth, zenith, kappa = prediction
+    azimuth, zenith, kappa = prediction[:3]
     return (html.escape(name), f"{np.degrees(azimuth):.1f}", f"{np.degrees(zenith):.1f}",
             f"{error:.1f}" if np.isfinite(error) else "",
             f"{kappa:.3g}" if kappa else "",

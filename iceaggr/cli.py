@@ -426,7 +426,7 @@ def _batches_of_event(data, split, event): # numbers, or None: it may be among t
 
 # %% ../nbs/49_cli.ipynb #a048c4ba
 def skymap(args):
-    "Write sky maps (HEALPix, FITS), or a table of the regions that hold 50 and 90 %."
+    "Write sky maps (HEALPix, FITS), or a table of the most likely regions."
     from iceaggr.common import plural
     from iceaggr.model import HierarchicalTransformer
     from iceaggr.sky_density import write_maps

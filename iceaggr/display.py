@@ -97,6 +97,7 @@ class Arrow(NamedTuple):
     dash: str                      # "solid" or "dash"
     radius: float | None = None    # of the cone that should hold the truth in 68 % of the events [rad]
     error: float | None = None     # angle to the truth [rad]
+    region: np.ndarray | None = None   # (48, 3) unit vectors: border of a region, in place of the cone's
 
 # %% ../nbs/04_display.ipynb #62d2a86f
 _PREDICTION_COLOURS = (GREEN, SKY, ORANGE)
@@ -122,7 +123,7 @@ def _radius(kappa, name):
 # %% ../nbs/04_display.ipynb #7526731a
 def make_arrows(
     truth, # (azimuth, zenith) [rad] or None
-    prediction, # the same, or {name: (azimuth, zenith) or (azimuth, zenith, kappa)} of several
+    prediction, # the same, or {name: (azimuth, zenith[, kappa[, region]])} of several, see `Arrow`
     kappa:float | None=None, # concentration of a single prediction
     ink=BLACK, # colour of the truth
 ) -> list: # of Arrow, the truth first
@@ -136,9 +137,10 @@ def make_arrows(
     for k, (name, angles) in enumerate(prediction.items()):
         colour = _PREDICTION_COLOURS[k % len(_PREDICTION_COLOURS)]
         vector = _vector(angles[:2], f"prediction {name}")
-        radius = _radius(angles[2] if len(angles) == 3 else kappa, name)
+        radius = _radius(angles[2] if len(angles) > 2 else kappa, name)
         error = None if truth is None else float(angular_error(truth, vector))
-        arrows.append(Arrow(name, vector.numpy(), colour, "dash", radius, error))
+        region = angles[3] if len(angles) > 3 else None
+        arrows.append(Arrow(name, vector.numpy(), colour, "dash", radius, error, region))
     return arrows
 
 # %% ../nbs/04_display.ipynb #76b586eb
@@ -311,8 +313,9 @@ def _rim(direction, radius, n=48):
     return np.cos(radius) * direction + np.sin(radius) * (np.cos(phi) * e1 + np.sin(phi) * e2)
 
 def _cone_corners(centre, arrow) -> np.ndarray: # (49, 3) the tip, then the rim [m]
-    "The cone around a prediction that should hold the truth in 68 % of the events."
-    rim = _length(centre, arrow.direction) * _rim(arrow.direction, arrow.radius)
+    "The cone, or the region, that should hold the truth in 68 % of the events."
+    rim = _rim(arrow.direction, arrow.radius) if arrow.region is None else arrow.region
+    rim = _length(centre, arrow.direction) * rim
     return centre + np.concatenate([np.zeros((1, 3)), rim])
 
 # %% ../nbs/04_display.ipynb #m0000049
@@ -424,7 +427,8 @@ def _ball(view, charge, colour, fill, label):
 def _cone_label(arrow):
     "Name of a direction, with the radius of its cone."
     if arrow.radius is None: return arrow.name
-    return f"{arrow.name} (68 % cone: {np.degrees(arrow.radius):.0f}°)"
+    what = "cone" if arrow.region is None else "region; cone"
+    return f"{arrow.name} (68 % {what}: {np.degrees(arrow.radius):.0f}°)"
 
 # %% ../nbs/04_display.ipynb #m0000062
 def _legend(view): # handles of the legend

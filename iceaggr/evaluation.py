@@ -8,6 +8,7 @@ __all__ = ['event_truth', 'check_predictions', 'read_predictions', 'event_errors
 
 # %% ../nbs/22_evaluation.ipynb #m0000002
 import math
+import re
 import warnings
 from pathlib import Path
 
@@ -106,12 +107,13 @@ def check_predictions(
     frame:pd.DataFrame,      # event_id, azimuth, zenith [rad] [, kappa] [, r68 [degrees]]
     name:str="predictions",  # for the messages
     gaps:bool=False,         # leave out events whose prediction is missing
-) -> pd.DataFrame: # only those columns, int64 and float64
+) -> pd.DataFrame: # only those columns and the components of densities, int64 and float64
     "Predictions that can be used; a DataError says what is wrong with others."
     missing = [c for c in _REQUIRED if c not in frame.columns]
     present = ", ".join(map(str, frame.columns)) or "none"
     if missing: raise DataError(f"{name}: no column {', '.join(missing)} (it has: {present}); add it")
-    frame = frame[[c for c in _REQUIRED + _OPTIONAL if c in frame.columns]]
+    density = [c for c in frame.columns if re.fullmatch(r"(weight|kappa|azimuth|zenith)_\d+", str(c))]
+    frame = frame[[*(c for c in _REQUIRED + _OPTIONAL if c in frame.columns), *density]]
     if gaps: frame = frame.dropna(subset=["azimuth", "zenith"])
     frame = frame.reset_index(drop=True)
     if not len(frame): raise DataError(f"{name}: no rows; predict at least one event")

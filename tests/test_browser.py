@@ -6,6 +6,7 @@ import torch
 
 from iceaggr.browser import _ORDERS, EventBrowser, _choose_events, _facts, _show_dom
 from iceaggr.data import IceCubeDataset
+from iceaggr.density import mixture_of
 from iceaggr.direction import angles_to_vector
 from iceaggr.display import across_flight
 from iceaggr.evaluation import check_predictions
@@ -99,6 +100,20 @@ def check_path(browser, name, prediction):
 
 TABLE = pd.DataFrame({"event_id": range(5), "n_pulses": [20, 50, 90, 400, 60], "type": list("abaab"),
                       "error A": [5, 50, np.nan, 2, 120.], "error B": [8, 10, np.nan, 3, 100.]})
+
+
+def test_region_of_a_density_takes_the_place_of_the_cone(root, batch, dataset):
+    "Its border holds 68 %, whatever its shape."
+    model = HierarchicalTransformer.from_pretrained("small")
+    table = predict_dataset(model, dataset, range(5), progress=False, density=True)
+    browser = EventBrowser(root, {"small": table})
+    browser.widgets["file"].value = batch
+    event = int(table.event_id[3])
+    browser.widgets["event_id"].value = str(event)
+    [arrow] = [a for a in browser.view.arrows if a.name == "small"]
+    density = mixture_of(table[table.event_id == event])
+    levels = density[[0] * 48].credible_level(torch.from_numpy(arrow.region))
+    assert arrow.region.shape == (48, 3) and (levels - 0.68).abs().max() < 0.05
 
 
 def test_filters_choose_events():
