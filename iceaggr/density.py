@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log_mixture', 'SphereMixture', 'SkyDensity']
 
-# %% ../nbs/02c_density.ipynb #647effde
+# %% ../nbs/02c_density.ipynb #c52bc0f0
 import math
 
 import numpy as np
@@ -22,7 +22,7 @@ from iceaggr.direction import (
     vmf_resultant,
 )
 
-# %% ../nbs/02c_density.ipynb #57638286
+# %% ../nbs/02c_density.ipynb #57c7be1b
 def log_mixture(
     directions:Tensor, # (B, n, 3) unit vectors
     log_weights:Tensor, # (B, K), weights that add up to 1
@@ -34,7 +34,7 @@ def log_mixture(
     height = (directions[:, :, None] - means[:, None]).square().sum(-1) / 2       # 1 - cos, exact if small
     return ((log_weights + log_norm)[:, None] - kappas[:, None] * height).logsumexp(-1)
 
-# %% ../nbs/02c_density.ipynb #72d9443c
+# %% ../nbs/02c_density.ipynb #56d15403
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 
 def spread_points(
@@ -50,7 +50,7 @@ def spread_points(
     across = turn.cos() * east + turn.sin() * north
     return (1 - height) * means[:, :, None] + (height * (2 - height)).clamp(min=0).sqrt() * across
 
-# %% ../nbs/02c_density.ipynb #a86da5cd
+# %% ../nbs/02c_density.ipynb #2d157e62
 def tangents(
     directions:Tensor, # (..., 3) unit vectors
 ) -> tuple: # (..., 3) east, (..., 3) north: unit vectors across, towards larger azimuth and smaller zenith
@@ -63,7 +63,7 @@ def tangents(
     east = torch.stack([-y, x, torch.zeros_like(x)], -1)
     return east, torch.linalg.cross(directions, east)
 
-# %% ../nbs/02c_density.ipynb #495882a0
+# %% ../nbs/02c_density.ipynb #2d9cb15f
 class _Means:
     "What follows from points of the densities."
     def points(self,
@@ -106,7 +106,7 @@ class _Means:
         log_density, order = self.log_density(points).sort(-1, descending=True)
         return log_density, weights.gather(1, order)
 
-# %% ../nbs/02c_density.ipynb #f59f5ee2
+# %% ../nbs/02c_density.ipynb #99e18dc4
 class SphereMixture(_Means):
     "Densities of B events, each a mixture of K von Mises-Fisher densities."
     def __init__(self,
@@ -151,7 +151,7 @@ class SphereMixture(_Means):
         "The same with all concentrations changed to factor * kappa ** power."
         return SphereMixture(self.log_weights, self.means, factor * self.kappas ** power)
 
-# %% ../nbs/02c_density.ipynb #dd82ee8f
+# %% ../nbs/02c_density.ipynb #8033da4d
 def _area(log_density, weights, level): # (B,) [square degrees]
     "Points held by the region, each of which stands for the area weight / density."
     before = weights.cumsum(-1) - weights
@@ -171,7 +171,7 @@ def _median(points, weights, start, steps:int=10): # (B, 3)
         start = nn.functional.normalize(length.cos() * start + length.sin() * step / length, dim=-1)
     return start
 
-# %% ../nbs/02c_density.ipynb #83a55c95
+# %% ../nbs/02c_density.ipynb #c5136aa2
 def _sample(mixture, n, generator): # (B, n, 3)
     "Components by their weights, then a direction of each."
     chosen = torch.multinomial(mixture.log_weights.exp(), n, replacement=True, generator=generator)
@@ -183,7 +183,7 @@ def _sample(mixture, n, generator): # (B, n, 3)
     across = turn.cos() * east + turn.sin() * north
     return (1 - height) * means + (height * (2 - height)).clamp(min=0).sqrt() * across
 
-# %% ../nbs/02c_density.ipynb #90bfbc4e
+# %% ../nbs/02c_density.ipynb #6f069d54
 def density_table(mixture:SphereMixture) -> pd.DataFrame: # one row per event
     """Moments, from 16 points per component, then the components of each density.
 
@@ -214,7 +214,7 @@ def mixture_of(
     means = angles_to_vector(columns("azimuth"), columns("zenith"))
     return SphereMixture(columns("weight").log(), means, columns("kappa"))
 
-# %% ../nbs/02c_density.ipynb #82054213
+# %% ../nbs/02c_density.ipynb #66fd5611
 class SkyDensity(nn.Module):
     "T2's second head: a mixture around the direction of the first."
     spread = (1.0, 0.7, 0.3, 0.0, -0.5, -1.5, -2.0, -3.0)     # of ln kappa, before training
@@ -236,7 +236,8 @@ class SkyDensity(nn.Module):
     def check_trained(self):
         "ValueError unless the head was trained."
         if self.out.weight.any(): return
-        raise ValueError("the head of densities of this model is not trained: call `fit_density`")
+        raise ValueError("the head of densities of this model is not trained: call "
+                         "iceaggr.sky_density.fit_density")
 
     def forward(self,
         pooled:Tensor, # (B, d_model)
@@ -255,7 +256,7 @@ class SkyDensity(nn.Module):
         weight = weight - (start < -2).float()                  # the widest component starts with little
         return SphereMixture(weight, means, kappas).calibrated(*self.calibration)
 
-# %% ../nbs/02c_density.ipynb #3eba5c13
+# %% ../nbs/02c_density.ipynb #d56d9e32
 def axes_of(directions:Tensor): # (B, 3) -> (B, 3, 3)
     "Each direction, east of it and north of it, as rows."
     return torch.stack([directions, *tangents(directions)], 1)
