@@ -147,7 +147,8 @@ def test_pretrained_densities(name, tiny_dataset):
 
 def test_head_that_was_not_trained_is_refused(tiny_dataset, tmp_path, capsys):
     model = HierarchicalTransformer("small")
-    with pytest.raises(ValueError, match="not trained: call iceaggr.sky_density.fit_density"): model.predict([], density=True)
+    with pytest.raises(ValueError, match="not trained: call iceaggr.sky_density.fit_density"):
+        model.predict([], density=True)
     model.save(tmp_path / "m.safetensors")
     assert main(["skymap", "--data", str(tiny_dataset), "--run", str(tmp_path / "m.safetensors"),
                  "--out", str(tmp_path / "maps")]) == 1
