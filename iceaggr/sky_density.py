@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEVELS', 'BINS', 'pooled_events', 'train_head', 'calibrate_head', 'fit_density', 'mixture_maps', 'write_maps']
 
-# %% ../nbs/26_sky_density.ipynb #5c7c9704
+# %% ../nbs/26_sky_density.ipynb #cb23da5b
 import json
 import math
 from pathlib import Path
@@ -22,13 +22,13 @@ from .model import HierarchicalTransformer, predict_dataset
 from .pulses import exact_ids
 from .skymap import contours, plot_map, sky_maps
 
-# %% ../nbs/26_sky_density.ipynb #ab8532c8
+# %% ../nbs/26_sky_density.ipynb #7121e9cb
 @torch.no_grad()
 def pooled_events(
     model:HierarchicalTransformer,
     dataset, # IceCubeDataset with directions
-    indices=None, # numbers of the events; None: all
-    progress:bool=True,
+    indices:list|None=None, # numbers of the events; None: all
+    progress:bool=True, # show a progress bar
 ) -> tuple: # (B, d_model) pooled embeddings, (B, 3) vectors, (B, 3) true directions
     "What the heads of T2 read, the vector that the first one gives, and the truth."
     pooled, vectors, vector_from = [], [], model.t2.vector_from
@@ -45,17 +45,17 @@ def pooled_events(
     true = angles_to_vector(*torch.from_numpy(targets.astype(np.float32)).T)
     return torch.cat(pooled), torch.cat(vectors), true
 
-# %% ../nbs/26_sky_density.ipynb #54c4c32b
+# %% ../nbs/26_sky_density.ipynb #de7175ce
 def train_head(
     head, # SkyDensity
     pooled:Tensor, # (B, d_model)
     vector:Tensor, # (B, 3) of the first head
     true:Tensor, # (B, 3) unit vectors
     weight:Tensor|None=None, # (B,) of each event; None: all count the same
-    epochs:int=12,
-    lr:float=2e-3,
-    batch_size:int=1024,
-    progress:bool=True,
+    epochs:int=12, # passes over the events
+    lr:float=2e-3, # peak learning rate
+    batch_size:int=1024, # events per step
+    progress:bool=True, # show a progress bar
 ):
     "Train the head of densities on events that passed the model before."
     weight = torch.ones(len(pooled)) if weight is None else weight
@@ -74,7 +74,7 @@ def train_head(
             schedule.step()
     head.requires_grad_(False).eval()
 
-# %% ../nbs/26_sky_density.ipynb #5079db29
+# %% ../nbs/26_sky_density.ipynb #16872218
 LEVELS = 0.5, 0.68, 0.9
 
 @torch.no_grad()
@@ -98,16 +98,16 @@ def calibrate_head(
             best = min(best, (distance, factor, power))
     head.calibration.copy_(torch.tensor(best[1:]))
 
-# %% ../nbs/26_sky_density.ipynb #3259bae4
+# %% ../nbs/26_sky_density.ipynb #578338cc
 BINS = 30, 100, 300, 1_000, 3_000, 10_000          # pulses of an event
 
 def fit_density(
     model:HierarchicalTransformer, # changed in place: its head of densities only
     datasets, # an IceCubeDataset with directions, or a list of them
-    weights=None, # of an event of each data set; None: all count the same
-    epochs:int=12,
-    seed:int=0,
-    progress:bool=True,
+    weights:list|None=None, # of an event of each data set; None: all count the same
+    epochs:int=12, # passes over the events
+    seed:int=0, # of the order of events
+    progress:bool=True, # show progress bars
 ):
     "Train and calibrate the head of densities. Each tenth event is kept for the calibration."
     datasets = datasets if isinstance(datasets, (list, tuple)) else [datasets]
@@ -123,11 +123,11 @@ def fit_density(
         train_head(model.t2.sky, *train, weight[~held], epochs=epochs, progress=progress)
     calibrate_head(model.t2.sky, *kept, np.digitize(n_pulses[held.numpy()], BINS))
 
-# %% ../nbs/26_sky_density.ipynb #f39c27f8
+# %% ../nbs/26_sky_density.ipynb #87d65ece
 def mixture_maps(
     mixture:SphereMixture, # of B events
-    mjd=None, # (B,) modified Julian dates, UTC; NaN, or None: no time, so a map in detector coordinates
-    events=None, # (B,) names or numbers
+    mjd:np.ndarray|None=None, # (B,) modified Julian dates, UTC; NaN or None: in detector coordinates
+    events:list|None=None, # (B,) names or numbers
 ) -> list: # of B SkyMap
     "Sky maps of densities."
     log_weights, means, kappas = (x.double().numpy() for x in (
@@ -140,13 +140,13 @@ def mixture_maps(
         return top + np.log(np.exp(terms - top[:, None]).sum(1))
     return sky_maps(log_density, means, kappas, mjd, events)
 
-# %% ../nbs/26_sky_density.ipynb #c1a87cc6
+# %% ../nbs/26_sky_density.ipynb #cd4d0f59
 def write_maps(
     table:pd.DataFrame, # of `predict` with density=True
     out:Path, # folder for a FITS file per event, or a .csv or .parquet file for a table of regions
     times:pd.DataFrame|None=None, # event_id, mjd (UTC), perhaps ra_deg and dec_deg of published positions
     plot:bool=False, # draw each map beside its file
-    progress:bool=True,
+    progress:bool=True, # show a progress bar
 ) -> int: # number of maps in right ascension and declination; the others are in detector coordinates
     "Write the sky maps of predicted events, or a table of their regions."
     out, table = Path(out), table.reset_index(drop=True)
@@ -161,7 +161,7 @@ def write_maps(
     if out.suffix: _write_table(pd.concat([table, pd.DataFrame(regions)], axis=1), out)
     return int(about.mjd.notna().sum())
 
-# %% ../nbs/26_sky_density.ipynb #858d994b
+# %% ../nbs/26_sky_density.ipynb #00638cb6
 def _names(table) -> list: # one text per event
     "The keys of each event: what comes before the direction."
     keys = table.loc[:, :"azimuth"].iloc[:, :-1]
@@ -178,7 +178,7 @@ def _times_of(table, times) -> pd.DataFrame: # mjd, ra_deg, dec_deg of each even
         raise DataError(f"event {times.index[times.index.duplicated()][0]} has several times: give one each")
     return times.reindex(table.event_id, columns=wanted).reset_index(drop=True)
 
-# %% ../nbs/26_sky_density.ipynb #0cf2b244
+# %% ../nbs/26_sky_density.ipynb #a572c93a
 def _write_one(skymap, path, plot, about):
     "The file of an event, and its picture."
     skymap.write(path.with_name(path.name + ".fits"))

@@ -21,7 +21,8 @@ from .style import BLACK, GREY, PALETTE, SKY, new_figure
 def _healpix():
     "The library of the pixels; ModuleNotFoundError says what to install."
     try:
-        import astropy_healpix
+        with warnings.catch_warnings():                       # astropy adds filters of its own
+            import astropy_healpix
     except ModuleNotFoundError as e:
         raise ModuleNotFoundError("astropy-healpix is not installed, and sky maps need it: "
                                   "pip install 'iceaggr[sky]'", name=e.name) from None

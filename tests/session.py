@@ -28,6 +28,8 @@ from iceaggr import (
     evaluation,
     geometry,
     report,
+    sky_density,
+    skymap,
     style,
     training,
 )
@@ -193,7 +195,12 @@ def _run_benchmarks(g):
         benchmark.run_benchmarks(g.root, preset="small", device="cpu", quick=True, only=["packing"])
 
 
+def _all_directions(directions): # ln of a density that is the same everywhere
+    return np.full(len(directions), -np.log(4 * np.pi))
+
+
 PLOTS = {
+    "skymap.plot_map": lambda g: skymap.plot_map(skymap.sky_map(_all_directions, np.eye(3)[:1], [0.0])),
     "attention_maps.plot_pulse_train": lambda g: attention_maps.plot_pulse_train(g.axes(), g.maps),
     "attention_maps.plot_pooling": lambda g: attention_maps.plot_pooling(g.axes(), g.maps),
     "attention_maps.plot_head": lambda g: attention_maps.plot_head(g.axes(), g.maps.weights[0, 0], 1.),
@@ -222,6 +229,7 @@ PLOTS = {
     "training.LiveCurves": lambda g: training.LiveCurves()(g.log),
 }
 OTHERS = {
+    "sky_density.fit_density": lambda g: sky_density.fit_density(g.model, g.data, epochs=1, progress=False),
     "attention_maps.dom_attention": lambda g: attention_maps.dom_attention(g.model, g.event, g.sensor_id),
     "attention_maps.event_attention": lambda g: attention_maps.event_attention(g.model, g.event),
     "augmentation.perturb": lambda g: augmentation.perturb(g.batch),

@@ -54,7 +54,7 @@ def test_with_all_light_an_event_stays_as_it_is(mixed_events, tmp_path):
     assert len(same) == 270
     assert not (source.index.get_indexer(truth.source_event) % 10 == 9).any()
     assert all(b <= a for a, b in zip(of.sensors, same.sensors, strict=True))
-    assert abs(same.pulses.sum() / of.pulses.sum() - 1) < 0.03
+    assert abs(same.pulses.sum() / of.pulses.sum() - 1) < 0.05
     assert abs(same.charge.sum() / of.charge.sum() - 1) < 0.03
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import write_tiny
+from definitions import trained
 from torch import nn
 
 from iceaggr.augmentation import grid_motions, moved_detector
@@ -119,7 +120,7 @@ def gradients(model, compute):
     model.zero_grad()
     torch.manual_seed(1)
     loss = compute()
-    return float(loss.detach()), torch.rand(1), [p.grad.clone() for p in model.parameters()]
+    return float(loss.detach()), torch.rand(1), [p.grad.clone() for p in trained(model)]
 
 
 @pytest.mark.parametrize("dropout, kernel, sequences, L, threads", [
