@@ -7,6 +7,7 @@ __all__ = ['dom_statistics', 'collate_dom_packing', 'to_device', 'split_batch']
 
 # %% ../nbs/10_packing.ipynb #77837e1e
 from bisect import bisect_right
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -247,6 +248,16 @@ def describe_batch(
     return dict(dom_to_event_idx=event_idx, sensor_ids=sensor_ids, dom_features=features, targets=targets,
                 event_ids=event_ids, event_dom_counts=n_doms, event_times=times)
 
+# %% ../nbs/10_packing.ipynb #1d5f54b6
+@contextmanager
+def one_core():
+    "Let PyTorch's operations run on one core; for many small ones."
+    cores = torch.get_num_threads()
+    if cores > 1: torch.set_num_threads(1)
+    try: yield
+    finally:
+        if cores > 1: torch.set_num_threads(cores)
+
 # %% ../nbs/10_packing.ipynb #1e6df26f
 def collate_dom_packing(
     events, # list of events as `IceCubeDataset` gives them
@@ -257,11 +268,12 @@ def collate_dom_packing(
     events = list(events)
     event_ids = np.array([int(e["event_id"]) for e in events], np.int64)
     _check_batch(max_seq_len, event_ids)
-    doms = group_doms(*concatenate_events(events))
-    counts, event_idx = doms["n_pulses"].astype(np.int64), doms["event_idx"]
-    n_doms = np.bincount(event_idx, minlength=len(events))
-    metadata = describe_batch(doms, event_idx, event_ids, _stack_targets(events), n_doms)
-    return make_batch(doms["pulses"], np.cumsum(counts) - counts, counts, metadata, max_seq_len)
+    with one_core():
+        doms = group_doms(*concatenate_events(events))
+        counts, event_idx = doms["n_pulses"].astype(np.int64), doms["event_idx"]
+        n_doms = np.bincount(event_idx, minlength=len(events))
+        metadata = describe_batch(doms, event_idx, event_ids, _stack_targets(events), n_doms)
+        return make_batch(doms["pulses"], np.cumsum(counts) - counts, counts, metadata, max_seq_len)
 
 # %% ../nbs/10_packing.ipynb #8b4e955c
 def _check_batch(max_seq_len, event_ids):

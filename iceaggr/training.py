@@ -13,15 +13,18 @@ import functools
 import importlib.util
 import io
 import math
+import os
 import signal
 import sys
 import threading
 import time
 import warnings
+import weakref
 import zlib
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +59,7 @@ from iceaggr.engine.checkpoints import (
     source_commit,
     write_skipped_steps,
 )
+from .engine.cpu_attention import _one_core_threads
 from .engine.device_steps import DeviceStep
 from iceaggr.engine.distributed import (
     balanced_share,
@@ -80,7 +84,7 @@ from .geometry import Geometry
 from .io.bad_events import write_skipped
 from .io.kaggle import all_batches, find_batches
 from .model import PRESETS, HierarchicalTransformer, model_settings, predict_dataset, ranges_of_events
-from .packing import split_batch, to_device
+from .packing import batch_event_times, one_core, pulse_offsets, split_batch, take_doms, to_device
 from .pooling import AttentionPool, MeanPool
 from .style import new_figure
 from .weights import class_name, read_file, with_all_heads
@@ -187,7 +191,7 @@ def _update_average(
 ):
     "Move the average a little towards the model."
     decay = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    with one_core(): torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 
 # %% ../nbs/20_training.ipynb #5e1ed434
 @torch.no_grad()
@@ -274,8 +278,14 @@ def loss_backward(
     batch:dict, # packed, whole events with targets
     settings:TrainSettings,
 ) -> Tensor: # () summed loss of the batch; parameters hold the gradients of loss / batch_size
-    "Predict, loss and backward, in slices where the batch is large."
+    "Predict, loss and backward; in slices where the batch is large, on a CPU with a share per core."
+    shares = _shares_of_cores(model, batch)
+    if len(shares) > 1: return _threaded_backward(model, shares, settings)
+    return _backward(model, batch, settings)
+
+def _backward(model, batch, settings, n_shares=1):
     most = settings.graph_pulses or (262_144 if model.device.type == "cuda" else 16_384)
+    most = most // n_shares                                    # the graphs of all shares are held at once
     if batch["dom_mask"].numel() > most: return _sliced_backward(model, batch, settings, most)
     with _autocast(model, settings): vector = model.vector(batch)
     loss = _batch_loss(vector, batch)
@@ -361,6 +371,62 @@ def _replace_targets(
     angles = torch.stack(vector_to_angles(vector), 1)
     return dict(batch, metadata=dict(m, targets=angles, resultants=length.clamp(max=1)))
 
+# %% ../nbs/20_training.ipynb #65550c2b
+def _shares_of_cores(model, batch) -> list: # of batches
+    "Batches of about equal work, one per core; the batch itself where it cannot be shared."
+    cores, m = torch.get_num_threads(), batch["metadata"]
+    no_threads = model.device.type != "cpu" or "real_events" in m or model.settings.dropout > 0
+    if no_threads or not 1 < cores <= len(m["event_ids"]) // 2: return [batch]
+    work = torch.zeros(len(m["event_ids"])).index_add_(0, m["dom_to_event_idx"], m["dom_features"][:, 2] + 3)
+    ends = work.cumsum(0)
+    cuts = torch.searchsorted(ends, ends[-1] * torch.arange(1, cores) / cores)
+    cuts = [0, *cuts.tolist(), len(work)]
+    parts = [float(work[a:b].sum()) for a, b in pairwise(cuts)]
+    if min(parts) < 0.5 * max(parts): return [batch]           # a single event has most of the pulses
+    return _cut_at_events(batch, cuts)
+
+def _cut_at_events(batch, cuts) -> list: # of batches
+    "The events between the cuts, packed anew."
+    m = batch["metadata"]
+    positions, counts = pulse_offsets(batch)
+    whole = dict(batch, metadata=dict(m, pulse_positions=positions, dom_pulse_counts=counts,
+                                      event_times=batch_event_times(m)))
+    doms = torch.searchsorted(m["dom_to_event_idx"], torch.tensor(cuts)).tolist()
+    parts = [take_doms(whole, a, b) for a, b in pairwise(doms)]
+    if "resultants" in m:
+        for part, (a, b) in zip(parts, pairwise(cuts), strict=True):
+            part["metadata"]["resultants"] = m["resultants"][a:b]
+    return parts
+
+# %% ../nbs/20_training.ipynb #19195637
+_REPLICAS = weakref.WeakKeyDictionary()     # model -> replicas
+
+def _replicas_of(model, n) -> list: # of n models
+    "Models that share the parameters and buffers of one, but not its gradients."
+    replicas = _REPLICAS.get(model, ())
+    if len(replicas) != n: replicas = _REPLICAS[model] = [copy.deepcopy(model) for _ in range(n)]
+    for replica in replicas:
+        replica.train(model.training)
+        for p, q in zip(model.parameters(), replica.parameters(), strict=True):
+            q.data, q.grad = p.data, None
+            q.requires_grad_(p.requires_grad)
+        for own, other in zip(model.modules(), replica.modules(), strict=True):
+            other._buffers.update(own._buffers)
+    return replicas
+
+def _threaded_backward(model, shares, settings):
+    "`loss_backward` with each share in a thread of one core."
+    threads = _one_core_threads(torch.get_num_threads(), os.getpid())
+    replicas = _replicas_of(model, len(shares))
+    def backward(k): return _backward(replicas[k], shares[k], settings, len(shares))
+    with one_core():
+        losses = list(threads.map(backward, range(len(shares))))
+        for p, *parts in zip(model.parameters(), *(r.parameters() for r in replicas), strict=True):
+            found = [q.grad for q in parts if q.grad is not None]
+            if p.grad is not None: found.append(p.grad)
+            if found: p.grad = sum(found)
+    return sum(losses)
+
 # %% ../nbs/20_training.ipynb #3a19a978
 def train_step(
     model:HierarchicalTransformer,
@@ -374,9 +440,10 @@ def train_step(
     loss = torch.zeros((), device=model.device)
     if batch is not None: loss = loss_backward(model, batch, settings)
     loss = sum_gradients(model.parameters(), loss)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-    finite = bool(torch.isfinite(norm) & torch.isfinite(loss))
-    if finite: optimizer.step()
+    with one_core():
+        norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        finite = bool(torch.isfinite(norm) & torch.isfinite(loss))
+        if finite: optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.item() if finite else None
 

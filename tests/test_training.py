@@ -1,4 +1,5 @@
 """Training: the optimiser, gradients in slices, targets, calibration, choices of files, failing runs."""
+import contextlib
 import dataclasses
 import functools
 import math
@@ -31,6 +32,7 @@ from iceaggr.training import (
     _in_notebook,
     _lr_factor,
     _replace_targets,
+    _shares_of_cores,
     _SlowSteps,
     _start_from,
     _update_average,
@@ -39,6 +41,7 @@ from iceaggr.training import (
     loss_backward,
     predict_with_truth,
     train,
+    train_step,
     validate,
 )
 
@@ -369,3 +372,53 @@ def test_in_notebook():
     with mock.patch("IPython.get_ipython", return_value=None): assert not _in_notebook()
     kernel = mock.Mock(kernel=object())
     with mock.patch("IPython.get_ipython", return_value=kernel): assert _in_notebook()
+
+
+@pytest.fixture
+def model(events):
+    torch.manual_seed(0)
+    return HierarchicalTransformer(TINY, events.geometry)
+
+
+@contextlib.contextmanager
+def threads(n):
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try: yield
+    finally: torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("resultants", [False, True])
+@pytest.mark.parametrize("graph_pulses", [None, 1_000])
+def test_shares_of_cores_give_the_plain_gradients(model, events, resultants, graph_pulses):
+    "In float64; also in slices, with targets of any length, and where gradients were there before."
+    settings = TrainSettings(batch_size=24, graph_pulses=graph_pulses)
+    batch = packed_batch(events, range(24), 128)
+    if resultants: batch["metadata"]["resultants"] = torch.linspace(0.5, 1, 24)
+    model = model.double()
+    def compute():
+        loss_backward(model, batch, settings)
+        return loss_backward(model, batch, settings)
+    with threads(1): one, _, expected = gradients(model, compute)
+    with threads(2):
+        assert len(_shares_of_cores(model, batch)) == 2
+        two, _, found = gradients(model, compute)
+    assert two == pytest.approx(one, rel=1e-6)
+    for a, b in zip(found, expected, strict=True): assert (a - b).norm() <= 1e-6 * b.norm()
+
+
+def test_shares_follow_the_model(model, events):
+    "Steps change its weights, and a moved detector its buffers."
+    batch, settings = packed_batch(events, range(24), 128), TrainSettings(batch_size=24)
+    with threads(2):
+        for _ in range(3): train_step(model, MuonAdamW(model, 1e-2), batch, settings, 1e-2)
+        model.t2.sensors = model.t2.sensors + 1
+        shared = loss_backward(model, batch, settings)
+    model.zero_grad()
+    with threads(1): assert loss_backward(model, batch, settings) == pytest.approx(float(shared), rel=1e-5)
+
+
+def test_an_event_with_most_of_the_pulses_is_not_shared_out(model, events):
+    batch = packed_batch(events, range(24), 128)
+    batch["metadata"]["dom_features"][batch["metadata"]["dom_to_event_idx"] == 5, 2] += 10_000
+    with threads(2): assert _shares_of_cores(model, batch) == [batch]
