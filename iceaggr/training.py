@@ -272,6 +272,62 @@ def calibrate(
     model.t2.calibration.copy_(torch.tensor([factor, power]))
     return tuple(model.t2.calibration.tolist())
 
+# %% ../nbs/20_training.ipynb #1994b85b
+def _shares_of_cores(model, batch) -> list: # of batches
+    "Batches of about equal work, one per core; the batch itself where it cannot be shared."
+    cores, m = torch.get_num_threads(), batch["metadata"]
+    no_threads = model.device.type != "cpu" or "real_events" in m or model.settings.dropout > 0
+    if no_threads or not 1 < cores <= len(m["event_ids"]) // 2: return [batch]
+    work = torch.zeros(len(m["event_ids"])).index_add_(0, m["dom_to_event_idx"], m["dom_features"][:, 2] + 3)
+    ends = work.cumsum(0)
+    cuts = torch.searchsorted(ends, ends[-1] * torch.arange(1, cores) / cores)
+    cuts = [0, *cuts.tolist(), len(work)]
+    parts = [float(work[a:b].sum()) for a, b in pairwise(cuts)]
+    if min(parts) < 0.5 * max(parts): return [batch]           # a single event has most of the pulses
+    return _cut_at_events(batch, cuts)
+
+def _cut_at_events(batch, cuts) -> list: # of batches
+    "The events between the cuts, packed anew."
+    m = batch["metadata"]
+    positions, counts = pulse_offsets(batch)
+    whole = dict(batch, metadata=dict(m, pulse_positions=positions, dom_pulse_counts=counts,
+                                      event_times=batch_event_times(m)))
+    doms = torch.searchsorted(m["dom_to_event_idx"], torch.tensor(cuts)).tolist()
+    parts = [take_doms(whole, a, b) for a, b in pairwise(doms)]
+    if "resultants" in m:
+        for part, (a, b) in zip(parts, pairwise(cuts), strict=True):
+            part["metadata"]["resultants"] = m["resultants"][a:b]
+    return parts
+
+# %% ../nbs/20_training.ipynb #34f966b6
+_REPLICAS = weakref.WeakKeyDictionary()     # model -> replicas
+
+def _replicas_of(model, n) -> list: # of n models
+    "Models that share the parameters and buffers of one, but not its gradients."
+    replicas = _REPLICAS.get(model, ())
+    if len(replicas) != n: replicas = _REPLICAS[model] = [copy.deepcopy(model) for _ in range(n)]
+    for replica in replicas:
+        replica.train(model.training)
+        for p, q in zip(model.parameters(), replica.parameters(), strict=True):
+            q.data, q.grad = p.data, None
+            q.requires_grad_(p.requires_grad)
+        for own, other in zip(model.modules(), replica.modules(), strict=True):
+            other._buffers.update(own._buffers)
+    return replicas
+
+def _threaded_backward(model, shares, settings):
+    "`loss_backward` with each share in a thread of one core."
+    threads = _one_core_threads(torch.get_num_threads(), os.getpid())
+    replicas = _replicas_of(model, len(shares))
+    def backward(k): return _backward(replicas[k], shares[k], settings, len(shares))
+    with one_core():
+        losses = list(threads.map(backward, range(len(shares))))
+        for p, *parts in zip(model.parameters(), *(r.parameters() for r in replicas), strict=True):
+            found = [q.grad for q in parts if q.grad is not None]
+            if p.grad is not None: found.append(p.grad)
+            if found: p.grad = sum(found)
+    return sum(losses)
+
 # %% ../nbs/20_training.ipynb #ec8b209e
 def loss_backward(
     model:HierarchicalTransformer,
@@ -370,62 +426,6 @@ def _replace_targets(
                          f"{int(m['event_ids'][length.argmax()])}: return lengths of at most 1")
     angles = torch.stack(vector_to_angles(vector), 1)
     return dict(batch, metadata=dict(m, targets=angles, resultants=length.clamp(max=1)))
-
-# %% ../nbs/20_training.ipynb #65550c2b
-def _shares_of_cores(model, batch) -> list: # of batches
-    "Batches of about equal work, one per core; the batch itself where it cannot be shared."
-    cores, m = torch.get_num_threads(), batch["metadata"]
-    no_threads = model.device.type != "cpu" or "real_events" in m or model.settings.dropout > 0
-    if no_threads or not 1 < cores <= len(m["event_ids"]) // 2: return [batch]
-    work = torch.zeros(len(m["event_ids"])).index_add_(0, m["dom_to_event_idx"], m["dom_features"][:, 2] + 3)
-    ends = work.cumsum(0)
-    cuts = torch.searchsorted(ends, ends[-1] * torch.arange(1, cores) / cores)
-    cuts = [0, *cuts.tolist(), len(work)]
-    parts = [float(work[a:b].sum()) for a, b in pairwise(cuts)]
-    if min(parts) < 0.5 * max(parts): return [batch]           # a single event has most of the pulses
-    return _cut_at_events(batch, cuts)
-
-def _cut_at_events(batch, cuts) -> list: # of batches
-    "The events between the cuts, packed anew."
-    m = batch["metadata"]
-    positions, counts = pulse_offsets(batch)
-    whole = dict(batch, metadata=dict(m, pulse_positions=positions, dom_pulse_counts=counts,
-                                      event_times=batch_event_times(m)))
-    doms = torch.searchsorted(m["dom_to_event_idx"], torch.tensor(cuts)).tolist()
-    parts = [take_doms(whole, a, b) for a, b in pairwise(doms)]
-    if "resultants" in m:
-        for part, (a, b) in zip(parts, pairwise(cuts), strict=True):
-            part["metadata"]["resultants"] = m["resultants"][a:b]
-    return parts
-
-# %% ../nbs/20_training.ipynb #19195637
-_REPLICAS = weakref.WeakKeyDictionary()     # model -> replicas
-
-def _replicas_of(model, n) -> list: # of n models
-    "Models that share the parameters and buffers of one, but not its gradients."
-    replicas = _REPLICAS.get(model, ())
-    if len(replicas) != n: replicas = _REPLICAS[model] = [copy.deepcopy(model) for _ in range(n)]
-    for replica in replicas:
-        replica.train(model.training)
-        for p, q in zip(model.parameters(), replica.parameters(), strict=True):
-            q.data, q.grad = p.data, None
-            q.requires_grad_(p.requires_grad)
-        for own, other in zip(model.modules(), replica.modules(), strict=True):
-            other._buffers.update(own._buffers)
-    return replicas
-
-def _threaded_backward(model, shares, settings):
-    "`loss_backward` with each share in a thread of one core."
-    threads = _one_core_threads(torch.get_num_threads(), os.getpid())
-    replicas = _replicas_of(model, len(shares))
-    def backward(k): return _backward(replicas[k], shares[k], settings, len(shares))
-    with one_core():
-        losses = list(threads.map(backward, range(len(shares))))
-        for p, *parts in zip(model.parameters(), *(r.parameters() for r in replicas), strict=True):
-            found = [q.grad for q in parts if q.grad is not None]
-            if p.grad is not None: found.append(p.grad)
-            if found: p.grad = sum(found)
-    return sum(losses)
 
 # %% ../nbs/20_training.ipynb #3a19a978
 def train_step(
