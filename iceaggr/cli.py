@@ -557,8 +557,8 @@ EXAMPLE = """from events to figures:
 
 THREADS = """
 
-On a CPU all cores are used. Beside other programs, OMP_NUM_THREADS=1 (or a few) in the
-environment is faster: threads that wait for each other lose most when one is held up."""
+On a CPU all cores are used; OMP_NUM_THREADS in the environment limits them, to leave some
+to other programs."""
 
 class DefaultsOnce(argparse.ArgumentDefaultsHelpFormatter):
     "Help that names the default of an option, unless its text does or there is none."
@@ -708,7 +708,7 @@ def _machine_options(p):
     p.add_argument("--precision", choices=("float32", "bfloat16"), help="bfloat16: autocast")
     p.add_argument("--device", type=_device_name,
                    help="cpu or cuda; default: cuda where there is one; under torchrun each process takes a "
-                        "GPU. On a CPU all cores are used: OMP_NUM_THREADS=1 is faster beside other programs")
+                        "GPU. On a CPU all cores are used; OMP_NUM_THREADS limits them")
     p.add_argument("--workers", type=_processes, default=0,
                    help="processes that load data, for each that trains; 0 loads in the main process")
     p.add_argument("--no-compile", dest="compile", action="store_false", default=None,
