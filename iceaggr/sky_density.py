@@ -8,6 +8,7 @@ __all__ = ['LEVELS', 'BINS', 'pooled_events', 'train_head', 'calibrate_head', 'f
 # %% ../nbs/26_sky_density.ipynb #cb23da5b
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -165,12 +166,16 @@ def write_maps(
 def _names(table) -> list: # one text per event
     "The keys of each event: what comes before the direction."
     keys = table.loc[:, :"azimuth"].iloc[:, :-1]
-    return ["_".join(str(key) for key in row) for row in keys.itertuples(index=False)]
+    names = ["_".join(str(key) for key in row) for row in keys.itertuples(index=False)]
+    return [re.sub(r"[^\w.-]+", "_", name) for name in names]             # keys may be paths
 
 def _times_of(table, times) -> pd.DataFrame: # mjd, ra_deg, dec_deg of each event; NaN where unknown
     "Times and published positions, by event_id."
     wanted = ["mjd", "ra_deg", "dec_deg"]
     if times is None: return pd.DataFrame(np.nan, table.index, wanted)
+    if table.event_id.duplicated().any():
+        raise DataError("events of several runs share an event_id: times by event_id are not clear; write "
+                        "the maps of each run by themselves")
     missing = {"event_id", "mjd"} - set(times.columns)
     if missing: raise DataError(f"the table of times has no column {' and '.join(sorted(missing))}")
     times = times.assign(event_id=exact_ids(times.event_id)).set_index("event_id")

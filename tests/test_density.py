@@ -218,3 +218,9 @@ def test_times_that_do_not_fit(tmp_path):
     for times, word in ((pd.DataFrame({"event_id": [1, 1], "mjd": 5.0}), "event 1 has several times"),
                         (pd.DataFrame({"event_id": [1]}), "no column mjd")):
         with pytest.raises(ValueError, match=word): write_maps(table, tmp_path, times, progress=False)
+    runs = table.assign(event_id=1)
+    runs.insert(0, "run", ["a/1", "b/1"])
+    with pytest.raises(ValueError, match="several runs"):
+        write_maps(runs, tmp_path, pd.DataFrame({"event_id": [1], "mjd": 5.0}), progress=False)
+    assert write_maps(runs, tmp_path / "maps", progress=False) == 0
+    assert {p.name for p in (tmp_path / "maps").iterdir()} == {"event_a_1_1.fits", "event_b_1_1.fits"}
